@@ -1,0 +1,102 @@
+"""Compare the wirings of the generator's levels: same photos, draws, steps and seed; validation on fixed views.
+
+example:
+  python benchmarks/wiring.py data/train data/valid --steps 250
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from models import Generator
+from models.pyramid import gaussian_expand, laplacian_pyramid
+from train import Arithmetic, FailureLog, TrainingState, build_loader, set_learning_rates, train_step, validate
+from utils.config import load_config
+
+
+class CodeWiring(Generator):
+    """The released source's wiring: a level's output is UNet(u + L) + u, the coarsest level's UNet(L) alone."""
+
+    def __init__(self, layer_counts: tuple[int, ...], channels: tuple[int, ...]) -> None:
+        super().__init__(layer_counts, channels)
+        for unet in self.unets:
+            nn.init.kaiming_normal_(unet.head.weight)  # type: ignore[arg-type,union-attr]
+
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        *bands, x = laplacian_pyramid(photo, len(self.unets))
+        x = self.unets[0](x)
+        outputs = []
+        for unet, up, band in zip(self.unets[1:], self.up, reversed(bands), strict=True):
+            height, width = band.shape[-2:]
+            u = gaussian_expand(x, (height, width)) + up(x)[..., :height, :width]
+            outputs.append(u)
+            x = unet(u + band) + u
+        return [x, *outputs[::-1]]
+
+
+class PlainUpConvolution(Generator):
+    """The figure's wiring with the 2x2 up-convolution alone between levels, started as nearest-neighbour."""
+
+    def __init__(self, layer_counts: tuple[int, ...], channels: tuple[int, ...]) -> None:
+        super().__init__(layer_counts, channels)
+        with torch.no_grad():
+            for up in self.up:
+                up.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2))  # type: ignore[union-attr,operator]
+
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        *bands, x = laplacian_pyramid(photo, len(self.unets))
+        x = x + self.unets[0](x)
+        outputs = []
+        for unet, up, band in zip(self.unets[1:], self.up, reversed(bands), strict=True):
+            height, width = band.shape[-2:]
+            u = up(x)[..., :height, :width].float()
+            outputs.append(u)
+            x = u + band
+            x = x + unet(x)
+        return [x, *outputs[::-1]]
+
+
+VARIANTS: dict[str, type[Generator]] = {
+    "figure: UNet(u+L) + (u+L), up-convolution on top of EXPAND": Generator,
+    "figure: UNet(u+L) + (u+L), up-convolution alone": PlainUpConvolution,
+    "code:   UNet(u+L) + u, up-convolution on top of EXPAND": CodeWiring,
+}
+
+
+def main() -> None:
+    """Train every variant for the same steps and print its validation figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", help="folder of normally exposed photos")
+    parser.add_argument("valid", help="another one")
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of conf.json")
+    arguments = parser.parse_args()
+    config = load_config("conf.json", [*arguments.set, f"train_data_dir={arguments.train}"])
+    failures, arithmetic = FailureLog(), Arithmetic(config.precision)
+    loader, batches = build_loader(config, arguments.train, arithmetic, failures, training=True)
+    valid_loader, _ = build_loader(config, arguments.valid, arithmetic, failures, training=False)
+    config = dataclasses.replace(config, epochs=-(-arguments.steps // len(batches)))
+    for name, variant in VARIANTS.items():
+        state = TrainingState(config, arithmetic)
+        torch.manual_seed(config.seed)
+        network = variant(config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
+        state.generator = arithmetic.place(network)
+        state.generator_optimizer = torch.optim.Adam(network.parameters())
+        steps = 0
+        for batches.epoch in range(1, config.epochs + 1):
+            for batch in loader:
+                set_learning_rates(state, steps, len(batches))
+                train_step(state, batch, arithmetic, adversarial=False)
+                steps += 1
+        valid, _ = validate(network, valid_loader, arithmetic, failures)
+        print(f"{name}: {steps} steps, {valid['valid_psnr']:.2f} dB / {valid['valid_ssim']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Data sets and the synthesis of mis-exposure. This package imports `utils`, not `models`."""
+
+from .color_jitter import color_jitter, draw_jitter
+from .dataset import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate
+
+__all__ = [
+    "Batch",
+    "EpochBatches",
+    "Failure",
+    "NoPhotosError",
+    "PhotoDataset",
+    "collate",
+    "color_jitter",
+    "draw_jitter",
+]

@@ -1,0 +1,449 @@
+"""Train an exposure-correction network from a folder of normally exposed photos.
+
+examples:
+  python train.py                                     train with conf.json; the same command again resumes
+  python train.py --config other.json                 another configuration
+  python train.py --set epochs=3 --set "image_size=[256,256]"
+"""
+
+import argparse
+import csv
+import io
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from data import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate, color_jitter
+from models import build_discriminator, build_generator
+from models.losses import adversarial_loss, discriminator_loss, pyramid_loss, reconstruction_loss
+from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from utils.config import Config, ConfigError, load_config
+from utils.device import choose_device, describe, is_fast_with_bfloat16
+from utils.files import write_text
+from utils.metrics import psnr, quantise, ssim
+from utils.weights import save_weights
+
+ARCHITECTURE = ("laplacian_level_count", "layer_count_of_every_unet", "first_layer_out_channels_of_every_unet")
+SAMPLE_COUNT = 6
+
+
+class NonFiniteLossError(Exception):
+    """A loss that is NaN or infinite. The message names the step, the parts of the loss and the photos."""
+
+
+class Arithmetic:
+    """The device and precision that the networks run in: one path for all of them."""
+
+    def __init__(self, precision: str) -> None:
+        self.device = choose_device()
+        wanted = precision == "bfloat16" or (precision == "auto" and is_fast_with_bfloat16(self.device))
+        self.dtype = torch.bfloat16 if wanted else torch.float32
+        fast_layout = wanted or self.device.type == "cuda"
+        self.memory_format = torch.channels_last if fast_layout else torch.contiguous_format
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the networks run."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, in the memory format that is fast there."""
+        return network.to(self.device).to(memory_format=self.memory_format)
+
+    def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return a batch's synthesised mis-exposed inputs and its targets, `(B, 3, H, W)` in [0, 1]."""
+        targets = batch.photos.to(self.device, non_blocking=True).float().div(255)
+        targets = targets.contiguous(memory_format=self.memory_format)
+        factors = batch.factors.to(self.device, non_blocking=True)
+        return color_jitter(targets, factors, batch.orders.to(self.device, non_blocking=True)), targets
+
+
+class TrainingState:
+    """Everything that changes during training, and that a checkpoint must hold."""
+
+    def __init__(self, config: Config, arithmetic: Arithmetic) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        self.generator = arithmetic.place(build_generator(config))
+        self.discriminator = arithmetic.place(build_discriminator(config))
+        self.generator_optimizer = torch.optim.Adam(
+            self.generator.parameters(), lr=config.init_lr, weight_decay=config.weight_decay
+        )
+        self.discriminator_optimizer = torch.optim.Adam(
+            self.discriminator.parameters(),
+            lr=config.discriminator_init_lr,
+            weight_decay=config.discriminator_weight_decay,
+        )
+        self.epoch = 1
+        self.step = 0  # steps done in this epoch
+        self.totals: dict[str, float] = {}  # sums over this epoch's photos
+        self.history: list[dict[str, float]] = []
+        self.best_psnr = -math.inf
+
+    _MODULES = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
+    _VALUES = ("epoch", "step", "totals", "history", "best_psnr")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values that `load_state_dict` continues from exactly."""
+        modules = {name: getattr(self, name).state_dict() for name in self._MODULES}
+        values = {name: getattr(self, name) for name in self._VALUES}
+        return {**modules, **values, "config": self.config.to_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint of a network of the same architecture."""
+        for name in self._MODULES:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self._VALUES:
+            setattr(self, name, state[name])
+
+
+class StopRequest:
+    """Remember SIGINT or SIGTERM until the step in progress is done; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not in the main thread: leave signals to whoever has them
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            sys.exit(128 + number)
+        self.signal = number
+
+
+class FailureLog:
+    """Name each photo that cannot be used once, however often it is met."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+
+    def report(self, failures: list[Failure]) -> None:
+        """Print the failures that were not reported before."""
+        for path, reason in failures:
+            if path not in self.paths:
+                self.paths.add(path)
+                tqdm.write(f"ERROR {path}: {reason}; skipped", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="conf.json", help="configuration file (default: conf.json)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(arguments.config, arguments.set)
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", config.CUDA_VISIBLE_DEVICES)
+        return train(config)
+    except (ConfigError, NoPhotosError) as error:
+        code, message = 2, str(error)
+    except (CheckpointError, NonFiniteLossError, OSError) as error:
+        code, message = 1, str(error)
+    print(f"ERROR {message}", file=sys.stderr)
+    return code
+
+
+def train(config: Config) -> int:
+    """Train until `config.epochs`, resuming what `config.model_save_dir` holds; return the exit code."""
+    folder = Path(config.model_save_dir)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    arithmetic = Arithmetic(config.precision)
+    failures = FailureLog()
+    train_loader, batches = build_loader(config, config.train_data_dir, arithmetic, failures, training=True)
+    valid_loader, _ = build_loader(config, config.valid_data_dir, arithmetic, failures, training=False)
+    state = TrainingState(config, arithmetic)
+    resume(state, folder, steps=len(batches))
+    announce(config, state, arithmetic, batches)
+    stop = StopRequest()
+
+    for epoch in range(state.epoch, config.epochs + 1):
+        adversarial = epoch >= config.begin_use_adv_loss_epoch
+        batches.epoch, batches.first_batch = epoch, state.step
+        state.generator.train()
+        bar = tqdm(total=len(batches), initial=state.step, desc=f"epoch {epoch}/{config.epochs}", disable=None)
+        started, photos_before = time.monotonic(), state.totals.get("photos", 0)
+        for batch in train_loader:
+            failures.report(batch.failures)
+            if not batch.names:
+                raise NoPhotosError(f"{config.train_data_dir}: none of its photos can be decoded")
+            set_learning_rates(state, steps_done=(epoch - 1) * len(batches) + state.step, steps=len(batches))
+            parts = train_step(state, batch, arithmetic, adversarial=adversarial)
+            require_finite(parts, epoch, state.step + 1, batch.names)
+            state.step += 1
+            for name, value in {**parts, "photos": 1.0}.items():
+                state.totals[name] = state.totals.get(name, 0) + value * len(batch.names)
+            speed = (state.totals["photos"] - photos_before) / (time.monotonic() - started)
+            show_progress(bar, state, speed, photos_left=photos_left(config, batches, state.step))
+            if stop.signal:
+                save_checkpoint(folder / "last.pt", state.state_dict())
+                bar.close()
+                print(f"stopped in epoch {epoch} after step {state.step}; the same command resumes", file=sys.stderr)
+                return 128 + stop.signal
+            if state.step % config.checkpoint_every_steps == 0 and state.step < len(batches):
+                save_checkpoint(folder / "last.pt", state.state_dict())
+        bar.close()
+        valid, samples = validate(state.generator, valid_loader, arithmetic, failures)
+        finish_epoch(state, folder, valid, speed)
+        save_image(samples, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=samples.shape[0] // 3)
+    if failures.paths:
+        print(f"{len(failures.paths)} unusable photos were skipped", file=sys.stderr)
+    print(f"done: best validation PSNR {state.best_psnr:.2f} dB; weights: {folder / 'best.safetensors'}")
+    return 0
+
+
+def build_loader(
+    config: Config, folder: str, arithmetic: Arithmetic, failures: FailureLog, *, training: bool
+) -> tuple[DataLoader[Any], EpochBatches]:
+    """Return the loader of a folder of photos and the sampler that drives it."""
+    dataset = PhotoDataset(
+        folder,
+        config.image_size,
+        jitter=(config.color_jitter_brightness, config.color_jitter_saturation, config.color_jitter_contrast),
+        seed=config.seed if training else None,
+        crop_min_area=config.crop_min_area,
+    )
+    failures.report(dataset.failures)
+    batches = EpochBatches(len(dataset), config.batch_size, seed=config.seed if training else None)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=arithmetic.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
+    )
+    return loader, batches
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let Ctrl-C, which a terminal sends to every process, be handled by the training process alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def resume(state: TrainingState, folder: Path, steps: int) -> None:
+    """Continue from the last checkpoint in `folder`, if there is one, and say what has changed since.
+
+    Raises:
+        CheckpointError: it is damaged, or holds another architecture.
+    """
+    path = folder / "last.pt"
+    if not path.exists():
+        return
+    saved = load_checkpoint(path)
+    config, old = state.config.to_dict(), saved["config"]
+    changed = [name for name in config if config[name] != old.get(name)]
+    for name in changed:
+        print(f"changed since the checkpoint: {name} = {old.get(name)} -> {config[name]}", file=sys.stderr)
+        if name in ARCHITECTURE:
+            raise CheckpointError(
+                f"{path}: made with {name} = {old.get(name)}, not {config[name]}: "
+                "give model_save_dir another folder, or move this one away"
+            )
+    state.load_state_dict(saved)
+    if state.step >= steps or (state.step and {"batch_size", "seed", "train_data_dir"} & set(changed)):
+        print(f"epoch {state.epoch} starts again: its order of photos has changed", file=sys.stderr)
+        state.step, state.totals = 0, {}
+    if (folder / "best.pt").exists():  # a kill may have come between the checkpoint and the weights
+        best = load_checkpoint(folder / "best.pt")
+        export(folder / "best.safetensors", best["generator"], state.config, best["history"])
+    print(f"resuming in epoch {state.epoch} after step {state.step} from {path}", file=sys.stderr)
+
+
+def announce(config: Config, state: TrainingState, arithmetic: Arithmetic, batches: EpochBatches) -> None:
+    """Print what is about to happen."""
+    parameters = sum(parameter.numel() for parameter in state.generator.parameters())
+    print(
+        f"{describe(arithmetic.device)}, {str(arithmetic.dtype).removeprefix('torch.')}; "
+        f"{parameters:,} parameters; {batches.count} photos, {len(batches)} steps per epoch, {config.epochs} epochs",
+        file=sys.stderr,
+    )
+
+
+def set_learning_rates(state: TrainingState, steps_done: int, steps: int) -> None:
+    """Set both learning rates for the step after `steps_done`; an epoch has `steps` steps."""
+    config, last = state.config, state.config.epochs * steps - 1
+    begin = (config.begin_use_adv_loss_epoch - 1) * steps
+    for optimizer, first, final, start in (
+        (state.generator_optimizer, config.init_lr, config.final_lr, 0),
+        (state.discriminator_optimizer, config.discriminator_init_lr, config.discriminator_final_lr, begin),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(first, final, (steps_done - start) / max(last - start, 1))
+
+
+def cosine(first: float, final: float, progress: float) -> float:
+    """Return the value at `progress` on half a cosine from `first`, at 0 and below, to `final`, at 1 and above."""
+    progress = min(max(progress, 0), 1)
+    return final + (first - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train_step(
+    state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, adversarial: bool
+) -> dict[str, float]:
+    """Update the generator, and the discriminator if `adversarial`; return the parts of the losses and the PSNR.
+
+    Non-finite losses are returned without an update.
+    """
+    config = state.config
+    inputs, targets = arithmetic.pair(batch)
+    with arithmetic.autocast():
+        outputs = state.generator(inputs)
+    parts = {
+        "reconstruction": reconstruction_loss(outputs[0], targets),
+        "pyramid": pyramid_loss(outputs, targets),
+    }
+    if adversarial:
+        fake = F.interpolate(outputs[0], config.discriminator_image_size, mode="bilinear", antialias=True)
+        state.discriminator.requires_grad_(False)  # this step moves the generator alone
+        with arithmetic.autocast():
+            logits = state.discriminator(fake)
+        parts["adversarial"] = config.adversarial_weight * adversarial_loss(logits.float())
+    loss = torch.stack(list(parts.values())).sum()
+    update(state.generator_optimizer, loss)
+    if adversarial:
+        real = F.interpolate(targets, config.discriminator_image_size, mode="bilinear", antialias=True)
+        state.discriminator.requires_grad_(True)
+        with arithmetic.autocast():
+            real_logits, fake_logits = state.discriminator(real), state.discriminator(fake.detach())
+        parts["discriminator"] = discriminator_loss(real_logits.float(), fake_logits.float())
+        update(state.discriminator_optimizer, parts["discriminator"])
+    parts = {"loss": loss, **parts, "psnr": psnr(outputs[0].detach().clamp(0, 1), targets).mean()}
+    return dict(zip(parts, torch.stack([value.detach() for value in parts.values()]).tolist(), strict=True))
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Take one step down the gradient of `loss`, unless the loss is not finite."""
+    if not torch.isfinite(loss):
+        return
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def require_finite(parts: dict[str, float], epoch: int, step: int, names: list[str]) -> None:
+    """Raise `NonFiniteLossError` if a part of the loss is NaN or infinite."""
+    if all(math.isfinite(value) for value in parts.values()):
+        return
+    listed = ", ".join(f"{name} = {value:g}" for name, value in parts.items())
+    raise NonFiniteLossError(
+        f"the loss is not finite in epoch {epoch}, step {step}: {listed}; photos: {', '.join(names)}. "
+        "The last checkpoint is intact: lower init_lr, or look at these photos"
+    )
+
+
+def photos_left(config: Config, batches: EpochBatches, step: int) -> int:
+    """Return how many training views remain until the last epoch's end."""
+    return (config.epochs - batches.epoch) * batches.count + batches.count - step * config.batch_size
+
+
+def show_progress(bar: "tqdm[Any]", state: TrainingState, speed: float, photos_left: int) -> None:
+    """Advance the bar and show this epoch's means so far."""
+    means = {
+        name: f"{total / state.totals['photos']:.4g}" for name, total in state.totals.items() if name != "photos"
+    }
+    left = max(photos_left, 0) / max(speed, 1e-9)
+    bar.set_postfix(
+        {
+            **means,
+            "lr": f"{state.generator_optimizer.param_groups[0]['lr']:.2e}",
+            "img/s": f"{speed:.1f}",
+            "left": tqdm.format_interval(left),
+        },
+        refresh=False,
+    )
+    bar.update()
+
+
+@torch.no_grad()
+def validate(
+    generator: nn.Module, loader: DataLoader[Any], arithmetic: Arithmetic, failures: FailureLog
+) -> tuple[dict[str, float], Tensor]:
+    """Return mean PSNR and SSIM over the fixed validation views, and sample pictures.
+
+    The pictures `(3 N, 3, H, W)` are N inputs, their N corrections and their N targets, spread over the folder.
+
+    Raises:
+        NoPhotosError: no validation photo can be decoded.
+    """
+    generator.eval()
+    scores, pictures = [], []
+    for batch in loader:
+        failures.report(batch.failures)
+        if not batch.names:
+            continue
+        inputs, targets = arithmetic.pair(batch)
+        with arithmetic.autocast():
+            outputs = quantise(generator(inputs)[0])
+        scores.append(torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1).cpu())
+        pictures.append(torch.stack((inputs, outputs, targets)).cpu())
+    if not scores:
+        raise NoPhotosError(f"{loader.dataset.folder}: none of its photos can be decoded")  # type: ignore[attr-defined]
+    means = torch.cat(scores).double().mean(dim=0).tolist()
+    triples = torch.cat(pictures, dim=1)  # (3, all photos, 3, H, W)
+    chosen = torch.linspace(0, triples.shape[1] - 1, min(SAMPLE_COUNT, triples.shape[1])).long()
+    return {"valid_psnr": means[0], "valid_ssim": means[1]}, triples[:, chosen].flatten(0, 1)
+
+
+def finish_epoch(state: TrainingState, folder: Path, valid: dict[str, float], speed: float) -> None:
+    """Record the epoch, print its line, and save the checkpoint, the best one and its weights."""
+    config = state.config
+    photos = state.totals.pop("photos")
+    row = {
+        "epoch": state.epoch,
+        "lr": state.generator_optimizer.param_groups[0]["lr"],
+        "discriminator_lr": state.discriminator_optimizer.param_groups[0]["lr"],
+        **{name: total / photos for name, total in state.totals.items()},
+        **valid,
+        "images_per_second": speed,
+    }
+    print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    state.history.append(row)
+    state.epoch, state.step, state.totals = state.epoch + 1, 0, {}
+    is_best = valid["valid_psnr"] > state.best_psnr
+    state.best_psnr = max(valid["valid_psnr"], state.best_psnr)
+    contents = state.state_dict()
+    if is_best:
+        save_checkpoint(folder / "best.pt", contents)
+        export(folder / "best.safetensors", contents["generator"], config, state.history)
+    save_checkpoint(folder / "last.pt", contents)
+    write_metrics(folder / "metrics.csv", state.history)
+
+
+def export(path: Path, generator: dict[str, Tensor], config: Config, history: list[dict[str, float]]) -> None:
+    """Write the weights file that predict.py reads."""
+    values = config.to_dict()
+    save_weights(
+        path,
+        generator,
+        architecture={name: values[name] for name in ARCHITECTURE},
+        working_size=config.working_size,
+        training={"config": values, **history[-1]},
+    )
+
+
+def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
+    """Write the whole history as CSV, one row per epoch."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, table.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Helpers that know neither the networks nor the data sets: configuration, files, photos, metrics, devices."""

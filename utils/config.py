@@ -1,0 +1,262 @@
+"""Read and check conf.json: one flat file, every key typed, nothing unknown, nothing told twice."""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+DISCRIMINATOR_MIN_SIZE = 256
+"""Seven halvings and a 2x2 convolution: a shorter side leaves the discriminator without an output."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message names the key, its value and what is allowed."""
+
+
+def _between(minimum: float, maximum: float = math.inf, **options: Any) -> Any:
+    """Declare a field whose value (every value, in a list) lies in [minimum, maximum]."""
+    return field(metadata={"minimum": minimum, "maximum": maximum}, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All parameters of a training run. Fields without a default must stand in conf.json."""
+
+    image_size: tuple[int, int] = _between(16)
+    """Height and width in pixels of the views that the generator is trained on."""
+
+    discriminator_image_size: tuple[int, int] = _between(DISCRIMINATOR_MIN_SIZE)
+    """Height and width in pixels to which photos are resized for the discriminator."""
+
+    train_data_dir: str
+    """Folder of normally exposed photos to train on, sub-folders included."""
+
+    valid_data_dir: str
+    """Folder of normally exposed photos to validate on, sub-folders included."""
+
+    batch_size: int = _between(1)
+    """Photos per step."""
+
+    init_lr: float = _between(0, 1)
+    """The generator's learning rate at the first step."""
+
+    final_lr: float = _between(0, 1)
+    """The generator's learning rate at the last step, reached along half a cosine."""
+
+    weight_decay: float = _between(0, 1)
+    """The generator's L2 penalty (Adam's `weight_decay`)."""
+
+    discriminator_init_lr: float = _between(0, 1)
+    """The discriminator's learning rate at its first step."""
+
+    discriminator_final_lr: float = _between(0, 1)
+    """The discriminator's learning rate at the last step, reached along half a cosine from its first epoch."""
+
+    discriminator_weight_decay: float = _between(0, 1)
+    """The discriminator's L2 penalty."""
+
+    epochs: int = _between(1)
+    """Passes over the training photos; each photo gives one random view per pass."""
+
+    begin_use_adv_loss_epoch: int = _between(1)
+    """Epoch, counted from 1, from which the discriminator is on; larger than `epochs`: never."""
+
+    CUDA_VISIBLE_DEVICES: str
+    """GPUs to use, such as "0"; "" for none. The environment variable of this name, if set, takes precedence."""
+
+    num_workers: int = _between(0)
+    """Processes that decode and crop photos; 0 does it in the training process."""
+
+    model_save_dir: str
+    """Folder for checkpoints, weights, metrics and sample pictures. A run found there is resumed."""
+
+    laplacian_level_count: int = _between(1, 8)
+    """Levels of the Laplacian pyramid, one U-Net each."""
+
+    layer_count_of_every_unet: tuple[int, ...] = _between(1, 8)
+    """Encoder stages of each level's U-Net, coarsest level first; the bridge comes on top."""
+
+    first_layer_out_channels_of_every_unet: tuple[int, ...] = _between(1, 1024)
+    """First-stage channels of each level's U-Net, coarsest level first; they double with every stage."""
+
+    color_jitter_brightness: float = _between(0, 1)
+    """b: brightness is multiplied by a factor drawn from [1 - b, 1 + b], as torchvision's ColorJitter does."""
+
+    color_jitter_saturation: float = _between(0, 1)
+    """Likewise for saturation."""
+
+    color_jitter_contrast: float = _between(0, 1)
+    """Likewise for contrast."""
+
+    crop_min_area: float = _between(0.01, 1, default=0.25)
+    """Smallest share of the photo's largest fitting view that a random training view may cover."""
+
+    adversarial_weight: float = _between(0, 1000, default=0.01)
+    """Weight of the adversarial loss beside the L1 losses, all of them means."""
+
+    working_size: int = _between(16, 8192, default=512)
+    """Longest side in pixels at which predict.py runs the network; stored in the weights file."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the networks; "auto" takes bfloat16 where the hardware is fast with it."""
+
+    checkpoint_every_steps: int = _between(1, default=500)
+    """Steps after which a checkpoint is written inside an epoch; one is also written after every epoch."""
+
+    seed: int = _between(0, 2**31 - 1, default=0)
+    """Seed of the initial weights and of every random draw."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            _check(item, getattr(self, item.name))
+        for name in ("layer_count_of_every_unet", "first_layer_out_channels_of_every_unet"):
+            values = getattr(self, name)
+            if len(values) != self.laplacian_level_count:
+                raise ConfigError(
+                    f"{name} = {list(values)} has {len(values)} entries, but laplacian_level_count = "
+                    f"{self.laplacian_level_count}: give one entry per level"
+                )
+        for first, last in (("init_lr", "final_lr"), ("discriminator_init_lr", "discriminator_final_lr")):
+            if getattr(self, last) > getattr(self, first):
+                raise ConfigError(
+                    f"{last} = {getattr(self, last)} is above {first} = {getattr(self, first)}: "
+                    "the learning rate falls during training"
+                )
+        for name in ("train_data_dir", "valid_data_dir", "model_save_dir"):
+            if not getattr(self, name):
+                raise ConfigError(f'{name} = "" is empty: give the path of a folder')
+        if not re.fullmatch(r"|[\w-]+(,[\w-]+)*", self.CUDA_VISIBLE_DEVICES):
+            raise ConfigError(
+                f'CUDA_VISIBLE_DEVICES = "{self.CUDA_VISIBLE_DEVICES}" is not a list of GPUs: '
+                'write "0" or "0,1", or "" for none'
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready keys and values; `Config(**...)` of it is the same configuration."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration from a JSON file and apply `KEY=VALUE` overrides.
+
+    Args:
+        path: a JSON file holding one flat object (UTF-8, with or without a byte-order mark).
+        overrides: such as "epochs=3" or "image_size=[256,256]"; the value is JSON, or plain text for a text key.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is unknown, given twice, missing, of the wrong type or out of
+            range. The message names the file or override, the key, its value and what is allowed.
+    """
+    try:
+        values = _read_json(Path(path))
+        _refuse_unknown(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for override in overrides:
+        name, value = _parse_override(override)
+        values[name] = value
+    return config_from_dict(values, source=str(path))
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> Config:
+    """Check `values`, as read from JSON, and return them as a `Config`; `source` names them in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        _refuse_unknown(values)
+        missing = [f.name for f in dataclasses.fields(Config) if _is_required(f) and f.name not in values]
+        if missing:
+            raise ConfigError(f"missing {', '.join(missing)}: conf.json in the repository shows every required key")
+        return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{name} is given {names.count(name)} times: keep one")
+        return dict(pairs)
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=refuse_duplicates)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise ConfigError("is nested too deeply: it holds one flat object") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"holds a {type(values).__name__}: it must hold one object, {{key: value, ...}}")
+    return values
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    name, equals, text = override.partition("=")
+    name = name.strip()
+    if not equals:
+        raise ConfigError(f'--set {override}: write KEY=VALUE, such as epochs=3 or "image_size=[256,256]"')
+    try:
+        _refuse_unknown({name: None})
+    except ConfigError as error:
+        raise ConfigError(f"--set {override}: {error}") from None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    is_text = typing.get_type_hints(Config)[name] is str
+    return name, text if is_text and not isinstance(value, str) else value
+
+
+def _refuse_unknown(values: dict[str, Any]) -> None:
+    known = [f.name for f in dataclasses.fields(Config)]
+    for name in values:
+        if name not in known:
+            nearest = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+            hint = f"did you mean {next(k for k in known if k.lower() == nearest[0])}? " if nearest else ""
+            raise ConfigError(f"unknown key {name}: {hint}known keys are {', '.join(known)}")
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING
+
+
+def _check(item: dataclasses.Field[Any], value: Any) -> None:
+    """Check type and range of one field's value."""
+    kind = typing.get_type_hints(Config)[item.name]
+    shown = json.dumps(list(value) if isinstance(value, tuple) else value, default=repr)
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise ConfigError(f"{item.name} = {shown}: allowed are {', '.join(typing.get_args(kind))}")
+        return
+    if kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f'{item.name} = {shown}: a text is expected, such as "..."')
+        return
+    minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
+    span = f"from {minimum} to {maximum}" if maximum < math.inf else f"of at least {minimum}"
+    if kind in (int, float):
+        expected = f"{'a whole number' if kind is int else 'a number'} {span}"
+        entries: Sequence[Any] = [value]
+    else:
+        length = "two" if kind == tuple[int, int] else "some"
+        expected = f"a list of {length} whole numbers {span}, such as {'[256, 256]' if length == 'two' else '[4, 3]'}"
+        if not isinstance(value, tuple) or not value or (length == "two" and len(value) != 2):
+            raise ConfigError(f"{item.name} = {shown}: {expected} is expected")
+        entries = value
+    number = (int, float) if kind is float else (int,)
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, number) or not minimum <= entry <= maximum:
+            raise ConfigError(f"{item.name} = {shown}: {expected} is expected")

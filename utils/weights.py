@@ -1,0 +1,101 @@
+"""Weights files: safetensors that carry their own architecture, with a SHA-256 beside them.
+
+`NAME.safetensors` holds the tensors and, in its header, a JSON object with everything needed to rebuild and run the
+network. `NAME.safetensors.sha256` holds the digest in the format of the command `sha256sum`.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .files import atomic_path, sha256, write_text
+
+FORMAT = "exposure-correction weights, version 1"
+
+
+class WeightsError(Exception):
+    """A weights file that cannot be used. The message names the file and says what to do."""
+
+
+class Weights(NamedTuple):
+    """What a weights file holds."""
+
+    state: dict[str, Tensor]
+    """The network's state dict, in float32."""
+    architecture: SimpleNamespace
+    """What the network is built from: the keys of conf.json that describe it."""
+    working_size: int
+    """Longest side in pixels at which the network is to be run."""
+    training: dict[str, Any]
+    """How the weights were made: configuration, epoch, validation figures."""
+
+
+def save_weights(
+    path: Path,
+    state: dict[str, Tensor],
+    *,
+    architecture: dict[str, Any],
+    working_size: int,
+    training: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a weights file and its digest, each atomically; arguments as in `Weights`.
+
+    Raises:
+        OSError: the folder is missing, read-only or full.
+    """
+    header = {"architecture": architecture, "working_size": working_size, "training": training}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+        except SafetensorError as error:  # how the library reports a full or read-only disk
+            raise OSError(str(error)) from None
+        digest = sha256(temporary)
+    write_text(_digest_path(path), f"{digest}  {path.name}\n")
+
+
+def load_weights(path: Path) -> Weights:
+    """Read a weights file after checking its digest.
+
+    Raises:
+        WeightsError: the file or its digest is missing, they do not match, or the file is not one of ours.
+    """
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: not a weights file: NAME.safetensors is expected, as train.py writes it")
+    _check_digest(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"{path}: not written by this project's train.py, so its network is unknown")
+    header = json.loads(metadata["header"])
+    return Weights(state, SimpleNamespace(**header["architecture"]), header["working_size"], header["training"])
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _check_digest(path: Path) -> None:
+    try:
+        actual = sha256(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from None
+    try:
+        expected = _digest_path(path).read_text(encoding="utf-8").split()[0]
+    except (OSError, UnicodeDecodeError, IndexError):
+        raise WeightsError(
+            f"{path}: its digest {_digest_path(path).name} is missing or unreadable: copy it along with the weights"
+        ) from None
+    if actual != expected:
+        raise WeightsError(f"{path}: damaged: SHA-256 {actual}, expected {expected}: copy or download it again")
