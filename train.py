@@ -31,7 +31,7 @@ from models import build_discriminator, build_generator
 from models.losses import adversarial_loss, discriminator_loss, pyramid_loss, reconstruction_loss
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.config import Config, ConfigError, load_config
-from utils.device import choose_device, describe, is_fast_with_bfloat16
+from utils.device import Arithmetic
 from utils.files import write_text
 from utils.metrics import psnr, quantise, ssim
 from utils.weights import save_weights
@@ -42,32 +42,6 @@ SAMPLE_COUNT = 6
 
 class NonFiniteLossError(Exception):
     """A loss that is NaN or infinite. The message names the step, the parts of the loss and the photos."""
-
-
-class Arithmetic:
-    """The device and precision that the networks run in: one path for all of them."""
-
-    def __init__(self, precision: str) -> None:
-        self.device = choose_device()
-        wanted = precision == "bfloat16" or (precision == "auto" and is_fast_with_bfloat16(self.device))
-        self.dtype = torch.bfloat16 if wanted else torch.float32
-        fast_layout = wanted or self.device.type == "cuda"
-        self.memory_format = torch.channels_last if fast_layout else torch.contiguous_format
-
-    def autocast(self) -> torch.autocast:
-        """Return the context in which the networks run."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device, in the memory format that is fast there."""
-        return network.to(self.device).to(memory_format=self.memory_format)
-
-    def pair(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return a batch's synthesised mis-exposed inputs and its targets, `(B, 3, H, W)` in [0, 1]."""
-        targets = batch.photos.to(self.device, non_blocking=True).float().div(255)
-        targets = targets.contiguous(memory_format=self.memory_format)
-        factors = batch.factors.to(self.device, non_blocking=True)
-        return color_jitter(targets, factors, batch.orders.to(self.device, non_blocking=True)), targets
 
 
 class TrainingState:
@@ -267,8 +241,8 @@ def announce(config: Config, state: TrainingState, arithmetic: Arithmetic, batch
     """Print what is about to happen."""
     parameters = sum(parameter.numel() for parameter in state.generator.parameters())
     print(
-        f"{describe(arithmetic.device)}, {str(arithmetic.dtype).removeprefix('torch.')}; "
-        f"{parameters:,} parameters; {batches.count} photos, {len(batches)} steps per epoch, {config.epochs} epochs",
+        f"{arithmetic}; {parameters:,} parameters; "
+        f"{batches.count} photos, {len(batches)} steps per epoch, {config.epochs} epochs",
         file=sys.stderr,
     )
 
@@ -291,15 +265,13 @@ def cosine(first: float, final: float, progress: float) -> float:
     return final + (first - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def train_step(
-    state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, adversarial: bool
-) -> dict[str, float]:
+def train_step(state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, adversarial: bool) -> dict[str, float]:
     """Update the generator, and the discriminator if `adversarial`; return the parts of the losses and the PSNR.
 
     Non-finite losses are returned without an update.
     """
     config = state.config
-    inputs, targets = arithmetic.pair(batch)
+    inputs, targets = make_pairs(batch, arithmetic)
     with arithmetic.autocast():
         outputs = state.generator(inputs)
     parts = {
@@ -323,6 +295,12 @@ def train_step(
         update(state.discriminator_optimizer, parts["discriminator"])
     parts = {"loss": loss, **parts, "psnr": psnr(outputs[0].detach().clamp(0, 1), targets).mean()}
     return dict(zip(parts, torch.stack([value.detach() for value in parts.values()]).tolist(), strict=True))
+
+
+def make_pairs(batch: Batch, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
+    """Return a batch's synthesised mis-exposed inputs and its targets, `(B, 3, H, W)` in [0, 1] on the device."""
+    targets = arithmetic.photos(batch.photos)
+    return color_jitter(targets, batch.factors.to(arithmetic.device), batch.orders.to(arithmetic.device)), targets
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -352,9 +330,7 @@ def photos_left(config: Config, batches: EpochBatches, step: int) -> int:
 
 def show_progress(bar: "tqdm[Any]", state: TrainingState, speed: float, photos_left: int) -> None:
     """Advance the bar and show this epoch's means so far."""
-    means = {
-        name: f"{total / state.totals['photos']:.4g}" for name, total in state.totals.items() if name != "photos"
-    }
+    means = {name: f"{total / state.totals['photos']:.4g}" for name, total in state.totals.items() if name != "photos"}
     left = max(photos_left, 0) / max(speed, 1e-9)
     bar.set_postfix(
         {
@@ -385,7 +361,7 @@ def validate(
         failures.report(batch.failures)
         if not batch.names:
             continue
-        inputs, targets = arithmetic.pair(batch)
+        inputs, targets = make_pairs(batch, arithmetic)
         with arithmetic.autocast():
             outputs = quantise(generator(inputs)[0])
         scores.append(torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1).cpu())

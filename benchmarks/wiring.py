@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from models import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
-from train import Arithmetic, FailureLog, TrainingState, build_loader, set_learning_rates, train_step, validate
+from train import FailureLog, TrainingState, build_loader, set_learning_rates, train_step, validate
 from utils.config import load_config
+from utils.device import Arithmetic
 
 
 class CodeWiring(Generator):
@@ -46,8 +47,9 @@ class PlainUpConvolution(Generator):
     def __init__(self, layer_counts: tuple[int, ...], channels: tuple[int, ...]) -> None:
         super().__init__(layer_counts, channels)
         with torch.no_grad():
-            for up in self.up:
-                up.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2))  # type: ignore[union-attr,operator]
+            for name, parameter in self.up.named_parameters():
+                if name.endswith("weight"):
+                    parameter.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2))
 
     def forward(self, photo: Tensor) -> list[Tensor]:
         *bands, x = laplacian_pyramid(photo, len(self.unets))

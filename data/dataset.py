@@ -99,7 +99,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample | None, list[Failure]]:
         epoch, index = key
-        failures = []
+        failures: list[Failure] = []
         for offset in range(len(self.paths) if self.seed is not None else 1):
             position = (index + offset) % len(self.paths)
             try:

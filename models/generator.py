@@ -36,9 +36,8 @@ class Generator(nn.Module):
             UNet(depth, channels) for depth, channels in zip(layer_counts, first_layer_out_channels, strict=True)
         )
         self.up = nn.ModuleList(nn.ConvTranspose2d(3, 3, kernel_size=2, stride=2) for _ in layer_counts[1:])
-        for up in self.up:
-            nn.init.zeros_(up.weight)
-            nn.init.zeros_(up.bias)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, photo: Tensor) -> list[Tensor]:
         *bands, x = laplacian_pyramid(photo, len(self.unets))  # finest first; x: the low-pass rest

@@ -175,7 +175,8 @@ def config_from_dict(values: dict[str, Any], source: str) -> Config:
         missing = [f.name for f in dataclasses.fields(Config) if _is_required(f) and f.name not in values]
         if missing:
             raise ConfigError(f"missing {', '.join(missing)}: conf.json in the repository shows every required key")
-        return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return Config(**fields)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 

@@ -1,8 +1,43 @@
 """Choose where and in which arithmetic the networks run."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Arithmetic:
+    """The device, precision and memory format that the networks run in: one path for all of them.
+
+    Args:
+        precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware is fast with it.
+    """
+
+    def __init__(self, precision: str = "auto") -> None:
+        self.device = choose_device()
+        wanted = precision == "bfloat16" or (precision == "auto" and is_fast_with_bfloat16(self.device))
+        self.dtype = torch.bfloat16 if wanted else torch.float32
+        is_fast_with_channels_last = wanted or self.device.type == "cuda"
+        self.memory_format = torch.channels_last if is_fast_with_channels_last else torch.contiguous_format
+
+    def __str__(self) -> str:
+        return f"{describe(self.device)}, {str(self.dtype).removeprefix('torch.')}"
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the networks run."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def place(self, network: Network) -> Network:
+        """Move a network to the device, in the memory format that is fast there."""
+        return network.to(self.device).to(memory_format=self.memory_format)
+
+    def photos(self, photos: Tensor) -> Tensor:
+        """Return a `(B, 3, H, W)` uint8 batch on the device, as float32 in [0, 1]."""
+        photos = photos.to(self.device, non_blocking=True).float().div(255)
+        return photos.contiguous(memory_format=self.memory_format)
 
 
 def choose_device() -> torch.device:
@@ -18,7 +53,7 @@ def describe(device: torch.device) -> str:
     """Return the device's name for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    return "Apple GPU" if device.type == "mps" else f"CPU with {torch.get_num_threads()} threads"
 
 
 def is_fast_with_bfloat16(device: torch.device) -> bool:

@@ -6,9 +6,15 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageCms, ImageOps
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+
+from .files import atomic_path
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 """Suffixes, in lower case, by which photos are found in folders."""
@@ -41,7 +47,7 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-def open_photo(path: Path) -> Image.Image:
+def open_photo(path: Path) -> ImageFile.ImageFile:
     """Open a photo and check what its header says, without decoding it.
 
     Raises:
@@ -54,7 +60,7 @@ def open_photo(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large photos and of odd metadata; its errors stay errors
             image = Image.open(path, formats=FORMATS)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         empty = os.path.getsize(path) == 0
         raise PhotoError("the file is empty" if empty else "not a JPEG, PNG, WebP, BMP or TIFF photo") from None
     except Image.DecompressionBombError as error:
@@ -69,7 +75,7 @@ def open_photo(path: Path) -> Image.Image:
     return image
 
 
-def _is_deeper_than_8_bits(image: Image.Image) -> bool:
+def _is_deeper_than_8_bits(image: ImageFile.ImageFile) -> bool:
     # Pillow opens a 16-bit RGB file in the 8-bit mode "RGB"; only the raw mode of its decoder tells.
     raw_modes = [str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile]
     return image.mode.startswith(("I", "F")) or any(";16" in mode for mode in raw_modes)
@@ -120,3 +126,63 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         except (ImageCms.PyCMSError, OSError, ValueError):  # broken, or made for another colour space
             pass
     return image.convert("RGB")
+
+
+@dataclass
+class Photo:
+    """A decoded photo and what must be kept when its corrected pixels are written."""
+
+    pixels: npt.NDArray[np.uint8]
+    """`(H, W, 3)` sRGB, upright."""
+    format: str
+    """Pillow's name of the file's format."""
+    is_grey: bool
+    """Whether the file has one channel of colour."""
+    alpha: Image.Image | None
+    """Transparency, upright, in mode "L"."""
+    exif: bytes
+    """EXIF without orientation, which is applied to the pixels."""
+
+
+def load_photo(path: Path) -> Photo:
+    """Read a photo for correction.
+
+    Raises:
+        PhotoError: as `read_photo`, or the file holds several pictures.
+    """
+    with open_photo(path) as image:
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
+            raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
+        pixels = np.array(decode_photo(image))
+        upright = ImageOps.exif_transpose(image)
+        alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+        is_grey = upright.mode in ("1", "L", "LA")
+        return Photo(pixels, kind, is_grey, alpha, _exif_without_orientation(upright))
+
+
+def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
+    """Write `pixels`, `(H, W, 3)` sRGB, in the format of `like` with its transparency and EXIF; atomically.
+
+    Raises:
+        OSError: the folder is missing, read-only or full.
+    """
+    image = Image.fromarray(pixels)
+    if like.is_grey:
+        image = image.convert("L")
+    if like.alpha is not None:
+        image.putalpha(like.alpha)
+    options: dict[str, Any] = {"quality": 95} if like.format in ("JPEG", "WEBP") else {}
+    if like.exif and like.format != "BMP":
+        options["exif"] = like.exif
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=like.format, **options)
+
+
+def _exif_without_orientation(image: Image.Image) -> bytes:
+    try:
+        exif = image.getexif()
+        exif.pop(ExifTags.Base.Orientation, None)
+        return exif.tobytes() if exif else b""
+    except Exception:  # noqa: BLE001  (damaged metadata raises errors of many kinds, and must not cost the photo)
+        return b""

@@ -1,0 +1,78 @@
+"""Score weights on folders of real pairs, SET/input and SET/gt with equal names, by one stated protocol.
+
+Input and target are reduced to a longest side of 512 px (Lanczos), the input is corrected as predict.py does it, and
+PSNR and SSIM are means over RGB images of 8 bits; the last row is the mean over the sets.
+
+example:
+  python benchmarks/pairs.py PAIRS -w weights/msec.safetensors --size 128 --size 256
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from models import build_generator
+from predict import Corrector
+from utils.device import Arithmetic
+from utils.metrics import psnr, ssim
+from utils.photo import read_photo
+from utils.weights import load_weights
+
+Pixels = npt.NDArray[np.uint8]
+Method = Callable[[Pixels], Pixels]
+
+
+def read(path: Path) -> Pixels:
+    """Return a photo, `(H, W, 3)`, reduced to a longest side of 512 px."""
+    image = read_photo(path)
+    image.thumbnail((512, 512), Image.Resampling.LANCZOS, reducing_gap=None)
+    return np.array(image)
+
+
+def score(method: Method, folder: Path) -> tuple[float, float]:
+    """Return mean PSNR and SSIM of a method over one set."""
+    scores = []
+    for path in sorted((folder / "input").iterdir()):
+        output, target = (
+            torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+            for pixels in (method(read(path)), read(folder / "gt" / path.name))
+        )
+        if output.shape != target.shape:
+            raise SystemExit(f"ERROR {path}: sizes of output and target differ: {output.shape}, {target.shape}")
+        scores.append((psnr(output, target).item(), ssim(output, target).item()))
+    return float(np.mean([s[0] for s in scores])), float(np.mean([s[1] for s in scores]))
+
+
+def main() -> None:
+    """Print a table: a row per set, a column per working size, beside the photo as it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder of sets")
+    parser.add_argument("-w", "--weights", type=Path, default=Path("weights/msec.safetensors"))
+    parser.add_argument("--size", type=int, action="append", help="working size; repeatable (default: the weights')")
+    arguments = parser.parse_args()
+    weights = load_weights(arguments.weights)
+    generator = build_generator(weights.architecture)
+    generator.load_state_dict(weights.state)
+    methods: dict[str, Method] = {"as it is": lambda pixels: pixels}
+    for size in arguments.size or [weights.working_size]:
+        methods[f"{size} px"] = Corrector(generator, Arithmetic(), size)
+    folders = sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir())
+    print("| set | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
+    table = []
+    for folder in folders:
+        table.append([score(method, folder) for method in methods.values()])
+        print(f"| {folder.name} | " + " | ".join(f"{p:.2f} / {s:.3f}" for p, s in table[-1]) + " |", flush=True)
+    means = np.mean(table, axis=0)
+    print("| mean over sets | " + " | ".join(f"{p:.2f} / {s:.3f}" for p, s in means) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth colourful picture with an edge: photo-like enough to learn from."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.5, 3) * x + rng.uniform(0.5, 3) * y + rng.uniform())) for _ in range(3)]
+    pixels = 0.5 + 0.3 * np.stack(waves, axis=-1)
+    pixels[height // 3 : height // 2, width // 4 : width // 2] *= 0.4
+    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of train/ (10 photos, one in a sub-folder) and valid/ (3)."""
+    for name, count in (("train", 10), ("valid", 3)):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        for index in range(count):
+            folder = tmp_path / name / ("sub" if index == 0 else "")
+            picture(80 - 8 * (index % 3), 64, seed=index).save(folder / f"{name}{index}.jpg", quality=95)
+    return tmp_path
+
+
+@pytest.fixture
+def small_config(photos: Path) -> dict:
+    """The required keys of conf.json, with a network and a run that take seconds."""
+    values = json.loads((REPOSITORY / "conf.json").read_text())
+    return {
+        **values,
+        "image_size": [32, 48],
+        "train_data_dir": str(photos / "train"),
+        "valid_data_dir": str(photos / "valid"),
+        "batch_size": 4,
+        "epochs": 3,
+        "begin_use_adv_loss_epoch": 2,
+        "num_workers": 0,
+        "model_save_dir": str(photos / "run"),
+        "laplacian_level_count": 2,
+        "layer_count_of_every_unet": [2, 1],
+        "first_layer_out_channels_of_every_unet": [4, 4],
+    }
+
+
+@pytest.fixture
+def small_config_path(small_config: dict, tmp_path: Path) -> Path:
+    path = tmp_path / "conf.json"
+    path.write_text(json.dumps(small_config))
+    return path
