@@ -61,12 +61,13 @@ class Corrector:
         image = Image.fromarray(pixels)
         image.thumbnail((self.size, self.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
         small = self.arithmetic.photos(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])  # (1, 3, h, w)
-        with self.arithmetic.autocast():
-            corrected = self.generator.correct(small)
-        if not torch.isfinite(corrected).all():  # half precision can overflow; a black photo must not come of it
-            corrected = self.generator.correct(small)
-        radius = max(round(self.size * RELATIVE_RADIUS), 1)
-        scale, offset = local_affine(small, corrected, radius, EPSILON)
+        with torch.inference_mode():
+            with self.arithmetic.autocast():
+                corrected = self.generator(small)[0]
+            if not torch.isfinite(corrected).all():  # half precision can overflow: no black photo may come of it
+                corrected = self.generator(small)[0]
+            radius = max(round(self.size * RELATIVE_RADIUS), 1)
+            scale, offset = local_affine(small, corrected.clamp(0, 1), radius, EPSILON)
         return apply_affine(pixels, scale[0].cpu(), offset[0].cpu())
 
 

@@ -84,13 +84,24 @@ class TrainingState:
 
 
 class StopRequest:
-    """Remember SIGINT or SIGTERM until the step in progress is done; a second one stops at once."""
+    """Remember SIGINT or SIGTERM until the step in progress is done; a second one stops at once.
+
+    A context manager: the previous handlers return with its end.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not in the main thread: leave signals to whoever has them
-                signal.signal(number, self._remember)
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
@@ -121,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.set)
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", config.CUDA_VISIBLE_DEVICES)
-        return train(config)
+        with StopRequest() as stop:
+            return train(config, stop)
     except (ConfigError, NoPhotosError) as error:
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:
@@ -130,8 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def train(config: Config) -> int:
-    """Train until `config.epochs`, resuming what `config.model_save_dir` holds; return the exit code."""
+def train(config: Config, stop: StopRequest) -> int:
+    """Train until `config.epochs` or a stop, resuming what `config.model_save_dir` holds; return the exit code."""
     folder = Path(config.model_save_dir)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     arithmetic = Arithmetic(config.precision)
@@ -141,14 +153,13 @@ def train(config: Config) -> int:
     state = TrainingState(config, arithmetic)
     resume(state, folder, steps=len(batches))
     announce(config, state, arithmetic, batches)
-    stop = StopRequest()
 
     for epoch in range(state.epoch, config.epochs + 1):
         adversarial = epoch >= config.begin_use_adv_loss_epoch
         batches.epoch, batches.first_batch = epoch, state.step
         state.generator.train()
         bar = tqdm(total=len(batches), initial=state.step, desc=f"epoch {epoch}/{config.epochs}", disable=None)
-        started, photos_before = time.monotonic(), state.totals.get("photos", 0)
+        started, photos_before, speed = time.monotonic(), state.totals.get("photos", 0), 0.0
         for batch in train_loader:
             failures.report(batch.failures)
             if not batch.names:
@@ -228,7 +239,7 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
                 "give model_save_dir another folder, or move this one away"
             )
     state.load_state_dict(saved)
-    if state.step >= steps or (state.step and {"batch_size", "seed", "train_data_dir"} & set(changed)):
+    if state.step > steps or (state.step and {"batch_size", "seed", "train_data_dir"} & set(changed)):
         print(f"epoch {state.epoch} starts again: its order of photos has changed", file=sys.stderr)
         state.step, state.totals = 0, {}
     if (folder / "best.pt").exists():  # a kill may have come between the checkpoint and the weights

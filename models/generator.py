@@ -5,7 +5,6 @@ Afifi, Derpanis, Ommer, Brown: "Learning Multi-Scale Photo Exposure Correction",
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .pyramid import gaussian_expand, laplacian_pyramid
@@ -51,8 +50,3 @@ class Generator(nn.Module):
             x = x + unet(x)
         outputs.append(x)
         return outputs[::-1]
-
-    @torch.no_grad()
-    def correct(self, photo: Tensor) -> Tensor:
-        """Return the corrected `(B, 3, H, W)` photo alone, clipped to [0, 1], without gradients."""
-        return self(photo)[0].clamp(0, 1)

@@ -19,8 +19,8 @@ from .files import atomic_path
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 """Suffixes, in lower case, by which photos are found in folders."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
-"""The decoders that are tried; MPO is the JPEG of many phones, with a second picture behind the first."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""The decoders that are tried; the JPEG one also reads MPO, the JPEG of many phones with a second picture in it."""
 
 _SRGB = ImageCms.createProfile("sRGB")
 
@@ -66,9 +66,9 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
     except Image.DecompressionBombError as error:
         raise PhotoError(f"too many pixels to open safely ({error})") from None
     except OSError as error:
-        raise PhotoError(error.strerror or str(error)) from None
+        raise PhotoError(error.strerror or f"damaged or cut short ({error})") from None
     except (ValueError, SyntaxError) as error:
-        raise PhotoError(f"damaged ({error})") from None
+        raise PhotoError(f"damaged or cut short ({error})") from None
     if _is_deeper_than_8_bits(image):
         image.close()
         raise PhotoError("more than 8 bits per channel: save it with 8 bits per channel first")
@@ -151,7 +151,7 @@ def load_photo(path: Path) -> Photo:
         PhotoError: as `read_photo`, or the file holds several pictures.
     """
     with open_photo(path) as image:
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: the JPEG of many phones
         if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
             raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
         pixels = np.array(decode_photo(image))

@@ -1,0 +1,238 @@
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+
+import train
+from models import build_generator
+from utils.checkpoint import load_checkpoint
+from utils.config import load_config
+from utils.device import Arithmetic
+from utils.weights import load_weights
+
+
+@pytest.fixture(autouse=True)
+def keep_environment(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def run(path, *overrides):
+    return train.main(["--config", str(path), *(word for override in overrides for word in ("--set", override))])
+
+
+def start(path, *overrides):
+    command = [sys.executable, REPOSITORY / "train.py", "--config", path]
+    command += [word for override in overrides for word in ("--set", override)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def without_speed(history):
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+def same(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def test_a_run_leaves_whole_files_that_predict_can_use(small_config_path, photos, capsys):
+    assert run(small_config_path) == 0
+    folder = photos / "run"
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert rows[0]["adversarial"] == "" and float(rows[1]["adversarial"]) > 0 and float(rows[2]["discriminator"]) > 0
+    assert float(rows[2]["lr"]) == pytest.approx(1e-6) and float(rows[2]["discriminator_lr"]) == pytest.approx(1e-6)
+    for epoch in (1, 2, 3):
+        with Image.open(folder / "samples" / f"epoch_{epoch:04d}.png") as grid:
+            assert grid.width > 3 * 48 and grid.height > 3 * 32  # 3 photos wide; input, output, target
+    weights = load_weights(folder / "best.safetensors")
+    build_generator(weights.architecture).load_state_dict(weights.state)
+    best = load_checkpoint(folder / "best.pt")
+    assert weights.training["valid_psnr"] == best["best_psnr"] == max(float(row["valid_psnr"]) for row in rows)
+    assert "best validation PSNR" in capsys.readouterr().out
+    assert not list(folder.glob(".*"))
+
+
+def test_training_learns(small_config_path, photos):
+    options = ["epochs=25", "init_lr=0.005", "begin_use_adv_loss_epoch=99", "color_jitter_contrast=0"]
+    assert run(small_config_path, *options, "color_jitter_saturation=0", "checkpoint_every_steps=9999") == 0
+    history = load_checkpoint(photos / "run" / "last.pt")["history"]
+    assert history[-1]["valid_psnr"] > history[0]["valid_psnr"] + 1.5
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGINT, 2)])
+def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers):
+    options = ["epochs=4", f"num_workers={workers}", "checkpoint_every_steps=2"]
+    assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
+    process = start(small_config_path, *options)
+    last = photos / "run" / "last.pt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    output = process.communicate()
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), output
+    stopped = load_checkpoint(last)
+    assert stopped["epoch"] <= 4, "the run was over before it could be stopped"
+    assert run(small_config_path, *options) == 0
+    resumed, whole = load_checkpoint(last), load_checkpoint(photos / "whole" / "last.pt")
+    for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "best_psnr"):
+        assert same(resumed[name], whole[name]), name
+    assert without_speed(resumed["history"]) == without_speed(whole["history"])
+    weights = [load_weights(photos / folder / "best.safetensors").state for folder in ("run", "whole")]
+    assert same(*weights)
+
+
+def test_ctrl_c_saves_in_mid_epoch(small_config_path, photos, monkeypatch, capsys):
+    steps = []
+    original = train.train_step
+
+    def interrupted(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 5:  # the second step of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert run(small_config_path) == 130
+    state = load_checkpoint(photos / "run" / "last.pt")
+    assert (state["epoch"], state["step"], state["totals"]["photos"]) == (2, 2, 8)
+    assert "stopped in epoch 2 after step 2" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_stop_after_an_epochs_last_step_goes_on_with_its_validation(small_config_path, photos, monkeypatch):
+    options = ["epochs=2", "begin_use_adv_loss_epoch=3"]
+    assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "show_progress", lambda bar, state, *a, **k: state.step == 3 and os.kill(os.getpid(), 2))
+        assert run(small_config_path, *options) == 130
+    assert load_checkpoint(photos / "run" / "last.pt")["step"] == 3
+    assert run(small_config_path, *options) == 0
+    checkpoints = [load_checkpoint(photos / folder / "last.pt") for folder in ("run", "whole")]
+    assert same(*(checkpoint["generator"] for checkpoint in checkpoints))
+    assert same(*(without_speed(checkpoint["history"]) for checkpoint in checkpoints))
+
+
+def test_nan_stops_with_step_parts_and_names_and_keeps_the_checkpoint(small_config_path, photos, monkeypatch, capsys):
+    assert run(small_config_path, "epochs=1") == 0
+    whole = (photos / "run" / "last.pt").read_bytes()
+    original = train.reconstruction_loss
+    monkeypatch.setattr(train, "reconstruction_loss", lambda *a: original(*a) * math.nan)
+    assert run(small_config_path, "epochs=2") == 1
+    message = capsys.readouterr().err
+    for words in ("not finite in epoch 2, step 1", "reconstruction = nan", "pyramid = 0.", "photos: ", ".jpg"):
+        assert words in message
+    assert (photos / "run" / "last.pt").read_bytes() == whole
+
+
+def test_a_changed_configuration_is_reported_and_another_architecture_refused(small_config_path, photos, capsys):
+    assert run(small_config_path, "epochs=1") == 0
+    capsys.readouterr()
+    assert run(small_config_path, "epochs=2", "init_lr=0.0003") == 0
+    message = capsys.readouterr().err
+    assert "changed since the checkpoint: epochs = 1 -> 2" in message
+    assert "changed since the checkpoint: init_lr = 0.0005 -> 0.0003" in message
+    assert "resuming in epoch 2 after step 0" in message
+    assert run(small_config_path, "epochs=3", "layer_count_of_every_unet=[2,2]") == 1
+    assert "give model_save_dir another folder" in capsys.readouterr().err
+    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] == 3
+
+
+def test_a_finished_run_says_so_and_changes_nothing(small_config_path, photos, capsys):
+    assert run(small_config_path, "epochs=1") == 0
+    before = (photos / "run" / "last.pt").read_bytes()
+    assert run(small_config_path, "epochs=1") == 0
+    assert "done" in capsys.readouterr().out
+    assert (photos / "run" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_photo_is_named_once_and_counted(small_config_path, photos, capsys, workers):
+    path = photos / "train" / "train5.jpg"
+    path.write_bytes(path.read_bytes()[:900])
+    assert run(small_config_path, f"num_workers={workers}") == 0
+    message = capsys.readouterr().err
+    assert message.count(str(path)) == 1 and "1 unusable photos were skipped" in message
+
+
+def test_all_photos_corrupt_is_an_error(small_config_path, photos, capsys):
+    for path in (photos / "train").rglob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:900])
+    assert run(small_config_path) == 2
+    assert "none of its photos can be decoded" in capsys.readouterr().err
+
+
+def test_bad_command_lines_and_folders_exit_with_2(small_config_path, photos, tmp_path, capsys):
+    assert run(tmp_path / "absent.json") == 2
+    assert run(small_config_path, "epoch=3") == 2
+    assert run(small_config_path, f"train_data_dir={tmp_path / 'absent'}") == 2
+    message = capsys.readouterr().err
+    assert message.count("ERROR") == 3 and "did you mean epochs" in message and "put normally exposed" in message
+
+
+def test_learning_rates_follow_half_a_cosine_and_the_discriminators_starts_later(small_config_path):
+    config = load_config(small_config_path, ["epochs=4", "begin_use_adv_loss_epoch=3"])
+    state = train.TrainingState(config, Arithmetic("float32"))
+    rates = []
+    for step in range(40):
+        train.set_learning_rates(state, step, steps=10)
+        optimizers = (state.generator_optimizer, state.discriminator_optimizer)
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+    generator, discriminator = zip(*rates, strict=True)
+    assert generator[0] == config.init_lr and generator[-1] == pytest.approx(config.final_lr)
+    assert list(generator) == sorted(generator, reverse=True)
+    assert discriminator[20] == config.discriminator_init_lr and discriminator[21] < discriminator[20]
+    assert discriminator[-1] == pytest.approx(config.discriminator_final_lr)
+
+
+def adversarial_gradient(config_path, weight):
+    """The generator's gradient of one adversarial training step, as one vector."""
+    config = load_config(config_path, ["precision=float32", f"adversarial_weight={weight}", "batch_size=2"])
+    arithmetic = Arithmetic(config.precision)
+    loader, _ = train.build_loader(config, config.train_data_dir, arithmetic, train.FailureLog(), training=True)
+    state = train.TrainingState(config, arithmetic)
+    train.train_step(state, next(iter(loader)), arithmetic, adversarial=True)
+    return torch.cat([p.grad.flatten() for p in state.generator.parameters()])
+
+
+def test_the_adversarial_term_reaches_the_generator_in_proportion(small_config_path):
+    without, default = (adversarial_gradient(small_config_path, weight) for weight in (0, 0.01))
+    share = ((default - without).norm() / without.norm()).item()
+    assert 0 < share < 0.5
+
+
+def test_the_discriminator_learns_and_does_not_move_the_generator(small_config_path):
+    config = load_config(small_config_path, ["precision=float32", "adversarial_weight=0", "discriminator_init_lr=1e-3"])
+    arithmetic = Arithmetic(config.precision)
+    loader, _ = train.build_loader(config, config.train_data_dir, arithmetic, train.FailureLog(), training=True)
+    state = train.TrainingState(config, arithmetic)
+    for optimizer, rate in ((state.generator_optimizer, 0.0), (state.discriminator_optimizer, 1e-3)):
+        optimizer.param_groups[0]["lr"] = rate
+    before = [parameter.clone() for parameter in state.generator.parameters()]
+    batch = next(iter(loader))
+    losses = [train.train_step(state, batch, arithmetic, adversarial=True)["discriminator"] for _ in range(12)]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.1) and losses[-1] < losses[0] - 0.1
+    assert all(torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))
+
+
+def test_the_configuration_of_the_run_is_kept_in_the_weights(small_config_path, photos, small_config):
+    assert run(small_config_path, "epochs=1") == 0
+    kept = load_weights(photos / "run" / "best.safetensors").training["config"]
+    assert json.loads(json.dumps({**small_config, "epochs": 1})).items() <= kept.items()
