@@ -1,0 +1,51 @@
+"""Make data/examples: well-exposed photos of free licence, mis-exposed in linear light as a wrong shutter time would.
+
+Linear light is sRGB (IEC 61966-2-1) decoded, multiplied by 2^EV, clipped, encoded again and stored as JPEG.
+
+example:
+  python benchmarks/examples.py PHOTOS data/examples
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+EXAMPLES = {
+    "kodak_04": ("portrait", -2.5),
+    "kodak_08": ("timber_houses", -3.0),
+    "kodak_14": ("rafting", -2.0),
+    "kodak_21": ("lighthouse_sea", -4.0),
+    "kodak_19": ("lighthouse_fence", 2.5),
+    "kodak_22": ("barn", 1.5),
+    "kodak_24": ("painted_house", 1.5),
+    "detectron_33823288584-1d21cf0a26-k": ("cyclists", 1.25),
+}
+"""Source photo: name of the example and its exposure shift in EV."""
+
+
+def expose(image: Image.Image, stops: float) -> Image.Image:
+    """Return the sRGB photo as if exposed by `stops` EV more."""
+    encoded = np.asarray(image, dtype=np.float64) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    linear = (linear * 2**stops).clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return Image.fromarray((encoded * 255).round().astype(np.uint8))
+
+
+def main() -> None:
+    """Write the examples."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, help="folder of the source photos")
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    for source, (name, stops) in EXAMPLES.items():
+        with Image.open(arguments.photos / f"{source}.jpg") as image:
+            expose(image.convert("RGB"), stops).save(
+                arguments.output / f"{name}_{stops:+g}ev.jpg", quality=92, subsampling=0
+            )
+
+
+if __name__ == "__main__":
+    main()
