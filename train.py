@@ -196,7 +196,12 @@ def build_loader(
     dataset = PhotoDataset(
         folder,
         config.image_size,
-        jitter=(config.color_jitter_brightness, config.color_jitter_saturation, config.color_jitter_contrast),
+        jitter=(
+            config.color_jitter_brightness,
+            config.color_jitter_saturation,
+            config.color_jitter_contrast,
+            config.color_jitter_gamma,
+        ),
         seed=config.seed if training else None,
         crop_min_area=config.crop_min_area,
     )
@@ -309,9 +314,13 @@ def train_step(state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, ad
 
 
 def make_pairs(batch: Batch, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
-    """Return a batch's synthesised mis-exposed inputs and its targets, `(B, 3, H, W)` in [0, 1] on the device."""
+    """Return a batch's synthesised mis-exposed inputs and its targets, `(B, 3, H, W)` in [0, 1] on the device.
+
+    The inputs are rounded to 8 bits, as the files are that the network will meet: what is lost in the dark is lost.
+    """
     targets = arithmetic.photos(batch.photos)
-    return color_jitter(targets, batch.factors.to(arithmetic.device), batch.orders.to(arithmetic.device)), targets
+    inputs = color_jitter(targets, batch.factors.to(arithmetic.device), batch.orders.to(arithmetic.device))
+    return quantise(inputs), targets
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -44,9 +44,9 @@ class Batch:
     photos: Tensor
     """`(B, 3, H, W)` uint8 sRGB: the targets."""
     factors: Tensor
-    """`(B, 3)` factors of brightness, saturation and contrast."""
+    """`(B, 4)` factors of brightness, saturation and contrast, and the exponent gamma."""
     orders: Tensor
-    """`(B, 3)` order of the three operations."""
+    """`(B, 4)` order of the four operations."""
     names: list[str]
     """Paths of the photos, relative to their folder."""
     failures: list[Failure]
@@ -67,7 +67,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
     Args:
         folder: searched with its sub-folders.
         image_size: height and width of the views in pixels.
-        jitter: amounts of brightness, saturation and contrast, each in [0, 1].
+        jitter: amounts of brightness, saturation, contrast and gamma, as `draw_jitter` takes them.
         seed: of the random views; None gives fixed views (the largest centred one) with fixed jitter, for validation.
         crop_min_area: smallest share of the largest fitting view that a random view covers.
 
@@ -83,7 +83,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         folder: str | Path,
         image_size: tuple[int, int],
         *,
-        jitter: tuple[float, float, float],
+        jitter: tuple[float, float, float, float],
         seed: int | None = None,
         crop_min_area: float = 1.0,
     ) -> None:

@@ -13,15 +13,15 @@ from torchvision.transforms import functional as TF
 from data import EpochBatches, NoPhotosError, PhotoDataset, collate, color_jitter, draw_jitter
 from utils.photo import find_photos
 
-JITTER = (0.9, 0.3, 0.4)
+JITTER = (0.9, 0.3, 0.4, 2.0)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_jitter_is_torchvisions_for_every_order_and_for_each_photo_its_own(order):
     photos = torch.rand(3, 3, 20, 31)
-    factors = torch.tensor([[0.2, 1.3, 0.7], [1.9, 0.0, 1.4], [1.0, 1.0, 1.0]])
+    factors = torch.tensor([[0.2, 1.3, 0.7, 0.5], [1.9, 0.0, 1.4, 2.3], [1.0, 1.0, 1.0, 1.0]])
     orders = torch.tensor([order, order[::-1], order])
-    adjust = (TF.adjust_brightness, TF.adjust_saturation, TF.adjust_contrast)
+    adjust = (TF.adjust_brightness, TF.adjust_saturation, TF.adjust_contrast, TF.adjust_gamma)
     for photo, factor, steps, result in zip(
         photos, factors, orders, color_jitter(photos, factors, orders), strict=True
     ):
@@ -32,18 +32,22 @@ def test_jitter_is_torchvisions_for_every_order_and_for_each_photo_its_own(order
 
 def test_neutral_jitter_returns_the_photo():
     photos = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(color_jitter(photos, torch.ones(2, 3), torch.tensor([[0, 1, 2], [2, 1, 0]])), photos)
+    torch.testing.assert_close(
+        color_jitter(photos, torch.ones(2, 4), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])), photos
+    )
 
 
 def test_draws_cover_their_range_and_every_order():
     rng = np.random.default_rng(0)
     factors, orders = zip(*(draw_jitter(rng, JITTER) for _ in range(2000)), strict=True)
     factors = torch.stack(factors)
-    for column, amount in enumerate(JITTER):
+    assert 1 / 3 <= factors[:, 3].min() < 0.35 and 2.9 < factors[:, 3].max() <= 3
+    assert abs(factors[:, 3].log().mean()) < 0.03
+    for column, amount in enumerate(JITTER[:3]):
         assert 1 - amount <= factors[:, column].min() < 1 - 0.95 * amount
         assert 1 + 0.95 * amount < factors[:, column].max() <= 1 + amount
         assert abs(factors[:, column].mean() - 1) < 0.03
-    assert len({tuple(order.tolist()) for order in orders}) == 6
+    assert len({tuple(order.tolist()) for order in orders}) == 24
 
 
 def test_find_photos_walks_subfolders_by_suffix(photos):
@@ -108,7 +112,7 @@ def test_views_are_not_stretched(tmp_path):
     y, x = np.mgrid[0:300, 0:600]
     disc = ((x - 300) ** 2 + (y - 150) ** 2 < 100**2).astype(np.uint8) * 255
     Image.fromarray(disc).convert("RGB").save(tmp_path / "disc.png")
-    photo = PhotoDataset(tmp_path, (60, 60), jitter=(0, 0, 0))[1, 0][0][0]
+    photo = PhotoDataset(tmp_path, (60, 60), jitter=(0, 0, 0, 0))[1, 0][0][0]
     inside = photo[0] > 128
     assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 1
     assert abs(int(inside.any(0).sum()) - 40) <= 1
@@ -120,7 +124,7 @@ def test_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
-    photo = PhotoDataset(tmp_path, (60, 40), jitter=(0, 0, 0))[1, 0][0][0]
+    photo = PhotoDataset(tmp_path, (60, 40), jitter=(0, 0, 0, 0))[1, 0][0][0]
     assert photo[0, :, -4:].float().mean() > 240 and photo[1, :, -4:].float().mean() < 15
 
 
@@ -130,7 +134,7 @@ def test_grey_palette_cmyk_and_transparent_photos_become_rgb(tmp_path):
     image.quantize(32).save(tmp_path / "palette.png")
     image.convert("CMYK").save(tmp_path / "cmyk.jpg")
     image.convert("RGBA").save(tmp_path / "alpha.webp")
-    dataset = PhotoDataset(tmp_path, (32, 32), jitter=(0, 0, 0))
+    dataset = PhotoDataset(tmp_path, (32, 32), jitter=(0, 0, 0, 0))
     assert len(dataset) == 4
     for index in range(4):
         assert dataset[1, index][0][0].shape == (3, 32, 32)

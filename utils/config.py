@@ -94,6 +94,9 @@ class Config:
     color_jitter_contrast: float = _between(0, 1)
     """Likewise for contrast."""
 
+    color_jitter_gamma: float = _between(0, 9, default=0.0)
+    """g: every pixel is raised to a power drawn log-uniformly from [1 / (1 + g), 1 + g]; whites stay white."""
+
     crop_min_area: float = _between(0.01, 1, default=0.25)
     """Smallest share of the photo's largest fitting view that a random training view may cover."""
 
