@@ -92,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     except WeightsError as error:
         print(f"ERROR {error}", file=sys.stderr)
         return 2
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        print(f"ERROR {arguments.weights}: its tensors do not fit its architecture ({error})", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, exit_on_sigterm)
     corrector = Corrector(generator, Arithmetic(), arguments.size or weights.working_size)
     print(f"{corrector.arithmetic}; network at {corrector.size} px", file=sys.stderr)
@@ -153,13 +156,21 @@ def plan(inputs: list[Path], output: Path) -> tuple[list[Job], list[str]]:
                 errors.append(f"{given}: no photos in this folder")
         for source in sources:
             destination = output / source.name
-            if destination in jobs and not os.path.samefile(jobs[destination].source, source):
+            if destination in jobs and not is_same_file(jobs[destination].source, source):
                 errors.append(f"{source}: same name as {jobs[destination].source}: give it another output folder")
-            elif destination.exists() and source.exists() and os.path.samefile(destination, source):
+            elif is_same_file(destination, source):
                 errors.append(f"{source}: would replace the original: give another output folder")
             else:
                 jobs.setdefault(destination, Job(source, destination))
     return list(jobs.values()), errors
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Tell whether two paths lead to one file, or are equal where there is none."""
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return first.absolute() == second.absolute()
 
 
 def correct_all(jobs: list[Job], corrector: Corrector, *, overwrite: bool) -> tuple[int, int, int]:
@@ -170,17 +181,18 @@ def correct_all(jobs: list[Job], corrector: Corrector, *, overwrite: bool) -> tu
 
     written = skipped = failed = 0
     for source, destination in tqdm(jobs, unit="photo", disable=None):
-        if destination.exists() and not overwrite:
-            skipped += 1
-            continue
         try:
+            if destination.exists() and not overwrite:
+                skipped += 1
+                continue
             photo = load_photo(source)
             destination.parent.mkdir(parents=True, exist_ok=True)
             save_photo(destination, corrector(photo.pixels), like=photo)
             written += 1
-        except (PhotoError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever one photo does must not cost the others
             failed += 1
-            tqdm.write(f"ERROR {source}: {error}", file=sys.stderr)
+            reason = str(error) if isinstance(error, PhotoError | OSError) else f"{type(error).__name__}: {error}"
+            tqdm.write(f"ERROR {source}: {reason}", file=sys.stderr)
     return written, skipped, failed
 
 

@@ -8,6 +8,7 @@ examples:
 
 import argparse
 import csv
+import hashlib
 import io
 import math
 import os
@@ -32,9 +33,9 @@ from models.losses import adversarial_loss, discriminator_loss, pyramid_loss, re
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.config import Config, ConfigError, load_config
 from utils.device import Arithmetic
-from utils.files import write_text
+from utils.files import atomic_path, write_text
 from utils.metrics import psnr, quantise, ssim
-from utils.weights import save_weights
+from utils.weights import is_whole, save_weights
 
 ARCHITECTURE = ("laplacian_level_count", "layer_count_of_every_unet", "first_layer_out_channels_of_every_unet")
 SAMPLE_COUNT = 6
@@ -47,7 +48,7 @@ class NonFiniteLossError(Exception):
 class TrainingState:
     """Everything that changes during training, and that a checkpoint must hold."""
 
-    def __init__(self, config: Config, arithmetic: Arithmetic) -> None:
+    def __init__(self, config: Config, arithmetic: Arithmetic, photos: list[str]) -> None:
         self.config = config
         torch.manual_seed(config.seed)
         self.generator = arithmetic.place(build_generator(config))
@@ -65,15 +66,17 @@ class TrainingState:
         self.totals: dict[str, float] = {}  # sums over this epoch's photos
         self.history: list[dict[str, float]] = []
         self.best_psnr = -math.inf
+        self.photos = photos  # digests of the training and validation folders' lists of photos
 
     _MODULES = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
     _VALUES = ("epoch", "step", "totals", "history", "best_psnr")
+    ENTRIES = (*_MODULES, *_VALUES, "config", "photos")
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values that `load_state_dict` continues from exactly."""
         modules = {name: getattr(self, name).state_dict() for name in self._MODULES}
         values = {name: getattr(self, name) for name in self._VALUES}
-        return {**modules, **values, "config": self.config.to_dict()}
+        return {**modules, **values, "config": self.config.to_dict(), "photos": self.photos}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint of a network of the same architecture."""
@@ -150,7 +153,7 @@ def train(config: Config, stop: StopRequest) -> int:
     failures = FailureLog()
     train_loader, batches = build_loader(config, config.train_data_dir, arithmetic, failures, training=True)
     valid_loader, _ = build_loader(config, config.valid_data_dir, arithmetic, failures, training=False)
-    state = TrainingState(config, arithmetic)
+    state = TrainingState(config, arithmetic, photos=[list_digest(loader) for loader in (train_loader, valid_loader)])
     resume(state, folder, steps=len(batches))
     announce(config, state, arithmetic, batches)
 
@@ -181,8 +184,9 @@ def train(config: Config, stop: StopRequest) -> int:
                 save_checkpoint(folder / "last.pt", state.state_dict())
         bar.close()
         valid, samples = validate(state.generator, valid_loader, arithmetic, failures)
+        with atomic_path(folder / "samples" / f"epoch_{epoch:04d}.png") as temporary:
+            save_image(samples, temporary, nrow=samples.shape[0] // 3)
         finish_epoch(state, folder, valid, speed)
-        save_image(samples, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=samples.shape[0] // 3)
     if failures.paths:
         print(f"{len(failures.paths)} unusable photos were skipped", file=sys.stderr)
     print(f"done: best validation PSNR {state.best_psnr:.2f} dB; weights: {folder / 'best.safetensors'}")
@@ -196,12 +200,7 @@ def build_loader(
     dataset = PhotoDataset(
         folder,
         config.image_size,
-        jitter=(
-            config.color_jitter_brightness,
-            config.color_jitter_saturation,
-            config.color_jitter_contrast,
-            config.color_jitter_gamma,
-        ),
+        jitter=config.color_jitter,
         seed=config.seed if training else None,
         crop_min_area=config.crop_min_area,
     )
@@ -219,6 +218,14 @@ def build_loader(
     return loader, batches
 
 
+def list_digest(loader: DataLoader[Any]) -> str:
+    """Return a digest of which photos a loader reads, by name, to notice that some were added or removed."""
+    dataset = loader.dataset
+    assert isinstance(dataset, PhotoDataset)
+    names = "\n".join(path.relative_to(dataset.folder).as_posix() for path in dataset.paths)
+    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def leave_signals_to_parent(worker: int) -> None:
     """Let Ctrl-C, which a terminal sends to every process, be handled by the training process alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -233,10 +240,10 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
     path = folder / "last.pt"
     if not path.exists():
         return
-    saved = load_checkpoint(path)
+    saved = load_checkpoint(path, TrainingState.ENTRIES)
     config, old = state.config.to_dict(), saved["config"]
-    changed = [name for name in config if config[name] != old.get(name)]
-    for name in changed:
+    changed = {name for name in config if config[name] != old.get(name)}
+    for name in sorted(changed):
         print(f"changed since the checkpoint: {name} = {old.get(name)} -> {config[name]}", file=sys.stderr)
         if name in ARCHITECTURE:
             raise CheckpointError(
@@ -244,12 +251,17 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
                 "give model_save_dir another folder, or move this one away"
             )
     state.load_state_dict(saved)
-    if state.step > steps or (state.step and {"batch_size", "seed", "train_data_dir"} & set(changed)):
-        print(f"epoch {state.epoch} starts again: its order of photos has changed", file=sys.stderr)
+    has_new_order = {"batch_size", "seed"} & changed or saved["photos"][0] != state.photos[0]
+    if state.step > steps or (state.step and has_new_order):
+        print(f"epoch {state.epoch} starts again: its photos or their order have changed", file=sys.stderr)
         state.step, state.totals = 0, {}
-    if (folder / "best.pt").exists():  # a kill may have come between the checkpoint and the weights
-        best = load_checkpoint(folder / "best.pt")
-        export(folder / "best.safetensors", best["generator"], state.config, best["history"])
+    draws_views = {name for name in changed if name == "image_size" or name.startswith("color_jitter_")}
+    if draws_views or saved["photos"][1] != state.photos[1]:
+        print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
+        state.best_psnr = -math.inf
+    best = folder / "best.pt"
+    if best.exists() and not is_whole(folder / "best.safetensors"):  # a kill came between the one and the other
+        export(folder / "best.safetensors", load_checkpoint(best, TrainingState.ENTRIES))
     print(f"resuming in epoch {state.epoch} after step {state.step} from {path}", file=sys.stderr)
 
 
@@ -282,9 +294,10 @@ def cosine(first: float, final: float, progress: float) -> float:
 
 
 def train_step(state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, adversarial: bool) -> dict[str, float]:
-    """Update the generator, and the discriminator if `adversarial`; return the parts of the losses and the PSNR.
+    """Update the generator, and the discriminator if `adversarial`.
 
-    Non-finite losses are returned without an update.
+    Return the parts of the losses, the norms of the gradients and the PSNR. Where a norm is not finite, that network is
+    left as it was.
     """
     config = state.config
     inputs, targets = make_pairs(batch, arithmetic)
@@ -295,21 +308,21 @@ def train_step(state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, ad
         "pyramid": pyramid_loss(outputs, targets),
     }
     if adversarial:
-        fake = F.interpolate(outputs[0], config.discriminator_image_size, mode="bilinear", antialias=True)
+        fake = resize(outputs[0], config.discriminator_image_size)
         state.discriminator.requires_grad_(False)  # this step moves the generator alone
         with arithmetic.autocast():
             logits = state.discriminator(fake)
         parts["adversarial"] = config.adversarial_weight * adversarial_loss(logits.float())
     loss = torch.stack(list(parts.values())).sum()
-    update(state.generator_optimizer, loss)
+    gradient = update(state.generator_optimizer, loss)
     if adversarial:
-        real = F.interpolate(targets, config.discriminator_image_size, mode="bilinear", antialias=True)
+        real = resize(targets, config.discriminator_image_size)
         state.discriminator.requires_grad_(True)
         with arithmetic.autocast():
             real_logits, fake_logits = state.discriminator(real), state.discriminator(fake.detach())
         parts["discriminator"] = discriminator_loss(real_logits.float(), fake_logits.float())
-        update(state.discriminator_optimizer, parts["discriminator"])
-    parts = {"loss": loss, **parts, "psnr": psnr(outputs[0].detach().clamp(0, 1), targets).mean()}
+        parts["discriminator_gradient"] = update(state.discriminator_optimizer, parts["discriminator"])
+    parts = {"loss": loss, **parts, "gradient": gradient, "psnr": psnr(outputs[0].detach().clamp(0, 1), targets).mean()}
     return dict(zip(parts, torch.stack([value.detach() for value in parts.values()]).tolist(), strict=True))
 
 
@@ -323,17 +336,25 @@ def make_pairs(batch: Batch, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
     return quantise(inputs), targets
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take one step down the gradient of `loss`, unless the loss is not finite."""
-    if not torch.isfinite(loss):
-        return
+def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Take one step down the gradient of `loss`, unless it is not finite; return its norm."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    optimizer.step()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm=math.inf)
+    if torch.isfinite(norm):
+        optimizer.step()
+    return norm
+
+
+def resize(photos: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return `(B, 3, H, W)` photos at another size, without aliasing where they shrink."""
+    shrinks = photos.shape[-2] > size[0] or photos.shape[-1] > size[1]
+    return F.interpolate(photos, size, mode="bilinear", antialias=shrinks)
 
 
 def require_finite(parts: dict[str, float], epoch: int, step: int, names: list[str]) -> None:
-    """Raise `NonFiniteLossError` if a part of the loss is NaN or infinite."""
+    """Raise `NonFiniteLossError` if a part of the loss or a gradient is NaN or infinite."""
     if all(math.isfinite(value) for value in parts.values()):
         return
     listed = ", ".join(f"{name} = {value:g}" for name, value in parts.items())
@@ -374,9 +395,12 @@ def validate(
 
     Raises:
         NoPhotosError: no validation photo can be decoded.
+        NonFiniteLossError: the network's output is not finite.
     """
     generator.eval()
-    scores, pictures = [], []
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    chosen = set(torch.linspace(0, count - 1, min(SAMPLE_COUNT, count)).long().tolist())
+    scores, pictures, seen = [], [], 0
     for batch in loader:
         failures.report(batch.failures)
         if not batch.names:
@@ -385,18 +409,20 @@ def validate(
         with arithmetic.autocast():
             outputs = quantise(generator(inputs)[0])
         scores.append(torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1).cpu())
-        pictures.append(torch.stack((inputs, outputs, targets)).cpu())
+        for position in range(len(batch.names)):
+            if seen + position in chosen:
+                pictures.append(torch.stack((inputs[position], outputs[position], targets[position])).cpu())
+        seen += len(batch.names)
     if not scores:
         raise NoPhotosError(f"{loader.dataset.folder}: none of its photos can be decoded")  # type: ignore[attr-defined]
     means = torch.cat(scores).double().mean(dim=0).tolist()
-    triples = torch.cat(pictures, dim=1)  # (3, all photos, 3, H, W)
-    chosen = torch.linspace(0, triples.shape[1] - 1, min(SAMPLE_COUNT, triples.shape[1])).long()
-    return {"valid_psnr": means[0], "valid_ssim": means[1]}, triples[:, chosen].flatten(0, 1)
+    if not math.isfinite(means[0]):
+        raise NonFiniteLossError("the validation PSNR is not finite; the last checkpoint is intact: lower init_lr")
+    return {"valid_psnr": means[0], "valid_ssim": means[1]}, torch.stack(pictures, dim=1).flatten(0, 1)
 
 
 def finish_epoch(state: TrainingState, folder: Path, valid: dict[str, float], speed: float) -> None:
     """Record the epoch, print its line, and save the checkpoint, the best one and its weights."""
-    config = state.config
     photos = state.totals.pop("photos")
     row = {
         "epoch": state.epoch,
@@ -414,20 +440,20 @@ def finish_epoch(state: TrainingState, folder: Path, valid: dict[str, float], sp
     contents = state.state_dict()
     if is_best:
         save_checkpoint(folder / "best.pt", contents)
-        export(folder / "best.safetensors", contents["generator"], config, state.history)
-    save_checkpoint(folder / "last.pt", contents)
+        export(folder / "best.safetensors", contents)
     write_metrics(folder / "metrics.csv", state.history)
+    save_checkpoint(folder / "last.pt", contents)  # last: a kill before it repeats the epoch and all of its files
 
 
-def export(path: Path, generator: dict[str, Tensor], config: Config, history: list[dict[str, float]]) -> None:
-    """Write the weights file that predict.py reads."""
-    values = config.to_dict()
+def export(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the generator of a checkpoint as the weights file that predict.py reads."""
+    config = checkpoint["config"]
     save_weights(
         path,
-        generator,
-        architecture={name: values[name] for name in ARCHITECTURE},
-        working_size=config.working_size,
-        training={"config": values, **history[-1]},
+        checkpoint["generator"],
+        architecture={name: config[name] for name in ARCHITECTURE},
+        working_size=config["working_size"],
+        training={"config": config, **checkpoint["history"][-1]},
     )
 
 

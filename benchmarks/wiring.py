@@ -85,7 +85,7 @@ def main() -> None:
     valid_loader, _ = build_loader(config, arguments.valid, arithmetic, failures, training=False)
     config = dataclasses.replace(config, epochs=-(-arguments.steps // len(batches)))
     for name, variant in VARIANTS.items():
-        state = TrainingState(config, arithmetic)
+        state = TrainingState(config, arithmetic, photos=[])
         torch.manual_seed(config.seed)
         network = variant(config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
         state.generator = arithmetic.place(network)

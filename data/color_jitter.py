@@ -29,7 +29,7 @@ def draw_jitter(rng: np.random.Generator, amounts: tuple[float, float, float, fl
     stops = math.log(1 + amounts[GAMMA])
     factors = [rng.uniform(1 - amount, 1 + amount) for amount in amounts[:GAMMA]]
     factors.append(math.exp(rng.uniform(-stops, stops)))
-    return torch.tensor(factors, dtype=torch.float32), torch.from_numpy(rng.permutation(4))
+    return torch.tensor(factors, dtype=torch.float32), torch.from_numpy(rng.permutation(4).astype(np.int64))
 
 
 def color_jitter(photos: Tensor, factors: Tensor, orders: Tensor) -> Tensor:

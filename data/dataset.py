@@ -120,7 +120,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         height, width = self.image_size
         image = read_photo(self.paths[index], enough=math.ceil(max(height, width) / share))
         view_width = share * min(image.width, image.height * width / height)
-        view_height = view_width * height / width
+        view_height = min(view_width * height / width, image.height)  # rounding may exceed it by a hair
         left, top = across * (image.width - view_width), down * (image.height - view_height)
         box = (left, top, left + view_width, top + view_height)
         view = image.resize((width, height), Image.Resampling.BICUBIC, box=box)

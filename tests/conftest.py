@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -18,6 +19,13 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = 0.5 + 0.3 * np.stack(waves, axis=-1)
     pixels[height // 3 : height // 2, width // 4 : width // 2] *= 0.4
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+@pytest.fixture(autouse=True)
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run scripts on the CPU, in this process and in those it starts: bit-exactness is claimed there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("utils.device.choose_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture

@@ -118,6 +118,12 @@ def test_views_are_not_stretched(tmp_path):
     assert abs(int(inside.any(0).sum()) - 40) <= 1
 
 
+@pytest.mark.parametrize(("size", "image_size"), [((2000, 480), (56, 120)), ((403, 302), (352, 256))])
+def test_rounding_does_not_push_a_view_out_of_the_photo(tmp_path, size, image_size):
+    picture(*size).save(tmp_path / "a.png")
+    assert PhotoDataset(tmp_path, image_size, jitter=(0, 0, 0, 0))[1, 0][0][0].shape == (3, *image_size)
+
+
 def test_orientation_is_applied(tmp_path):
     image = picture(60, 40)
     image.paste((255, 0, 0), (0, 0, 60, 8))  # red along the top as stored: orientation 6 turns it to the right

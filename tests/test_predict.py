@@ -117,15 +117,42 @@ def test_grey_stays_grey_and_alpha_is_kept(tmp_path, run):
     assert np.array_equal(pixels(tmp_path / "out" / "clear.png")[..., 3], np.array(grey))
 
 
-def test_a_wide_gamut_profile_is_converted_not_dropped(tmp_path, run):
-    # No wide profile is at hand without a download: one made from L*a*b* is converted all the same.
+def test_a_colour_profile_is_applied_and_a_broken_one_ignored(tmp_path, run):
     red = Image.new("RGB", (40, 40), (200, 60, 50))
-    srgb = ImageCms.createProfile("sRGB")
-    red.save(tmp_path / "srgb.png", icc_profile=ImageCms.ImageCmsProfile(srgb).tobytes())
-    red.save(tmp_path / "broken.png", icc_profile=b"no profile at all")
-    assert run(tmp_path / "srgb.png", tmp_path / "broken.png") == 0
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")  # red is green there
+    for name, profile in (("srgb.png", srgb), ("swapped.png", swapped), ("broken.png", b"no profile at all")):
+        red.save(tmp_path / name, icc_profile=profile)
+    assert run(*(tmp_path / name for name in ("srgb.png", "swapped.png", "broken.png"))) == 0
     for name in ("srgb.png", "broken.png"):
         assert np.abs(pixels(tmp_path / "out" / name).astype(int) - (200, 60, 50)).max() <= 2
+    result = pixels(tmp_path / "out" / "swapped.png")[0, 0]
+    assert result[1] > 150 > 100 > result[0]
+    with Image.open(tmp_path / "out" / "swapped.png") as image:
+        assert "icc_profile" not in image.info  # the pixels are sRGB now
+
+
+def test_odd_metadata_does_not_cost_the_photo(tmp_path, run):
+    picture(60, 40).save(
+        tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\x7f\0\0\0\0"
+    )
+    assert run(tmp_path / "a.jpg") == 0
+    picture(60, 40).save(tmp_path / "b.bmp")
+    assert run(tmp_path / "b.bmp") == 0
+
+
+def test_one_flipped_byte_anywhere_in_a_tiff_never_stops_the_batch(tmp_path, run, capsys):
+    picture(24, 16).save(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    tail = len(whole) - 200  # the directory stands at the end
+    for place in [*range(8), *range(tail, len(whole))]:
+        data = bytearray(whole)
+        data[place] ^= 0xFF
+        (folder / f"{place:05}.tif").write_bytes(data)
+    assert run(folder) in (0, 1)
+    assert "done 208: " in capsys.readouterr().out
 
 
 def test_a_folder_with_bad_files_goes_on_names_them_and_exits_1(tmp_path, run, capsys):
@@ -181,6 +208,7 @@ def test_originals_and_photos_of_equal_name_are_never_replaced(tmp_path, run, ca
     (tmp_path / "out" / "a.png").unlink()
     assert run(tmp_path / "other", tmp_path / "third") == 1
     assert "same name as" in capsys.readouterr().err
+    assert run(tmp_path / "x" / "absent.png", tmp_path / "y" / "absent.png", tmp_path / "x" / "absent.png") == 1
 
 
 def test_usage_errors_exit_with_2(tmp_path, run, weights, capsys):

@@ -6,7 +6,7 @@ from models.pyramid import gaussian_expand, gaussian_pyramid, gaussian_reduce, l
 
 SIZES = [(513, 767), (17, 9), (1, 1), (1, 7), (64, 64), (2, 3)]
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-KERNEL = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05])
+KERNEL = torch.tensor([0.05, 0.25, 0.4, 0.25, 0.05], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -33,7 +33,7 @@ def test_bands_are_signed_and_small():
 
 def test_reduce_is_the_burt_adelson_kernel():
     image = torch.rand(1, 1, 12, 15, dtype=torch.float64)
-    kernel = (KERNEL[:, None] * KERNEL).double()[None, None]
+    kernel = (KERNEL[:, None] * KERNEL)[None, None]
     padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
     torch.testing.assert_close(gaussian_reduce(image), F.conv2d(padded, kernel, stride=2), atol=1e-12, rtol=0)
 
@@ -43,7 +43,7 @@ def test_expand_is_the_burt_adelson_kernel_on_zero_stuffed_samples():
     padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
     stuffed = torch.zeros(1, 1, 14, 12, dtype=torch.float64)
     stuffed[:, :, ::2, ::2] = padded
-    kernel = (4 * KERNEL[:, None] * KERNEL).double()[None, None]
+    kernel = (4 * KERNEL[:, None] * KERNEL)[None, None]
     expected = F.conv2d(stuffed, kernel, padding=2)[:, :, 2:12, 2:10]
     torch.testing.assert_close(gaussian_expand(image, (10, 8)), expected, atol=1e-12, rtol=0)
 

@@ -1,6 +1,6 @@
 """Training checkpoints: whole, written atomically, read without executing anything from the file."""
 
-import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: cannot be written ({error}); the previous checkpoint is intact") from None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, entries: Iterable[str] = ()) -> dict[str, Any]:
     """Read a checkpoint, its tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is damaged or of another version.
+        CheckpointError: the file is damaged, of another version, or lacks one of `entries`.
     """
     advice = "move it away to start anew, or put a whole checkpoint in its place"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged ({reason}): {advice}") from None
-    if not isinstance(state, dict) or state.get("version") != VERSION:
+    if not isinstance(state, dict) or state.get("version") != VERSION or not set(entries) <= state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of this version of train.py: {advice}")
     return state

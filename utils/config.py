@@ -28,10 +28,10 @@ def _between(minimum: float, maximum: float = math.inf, **options: Any) -> Any:
 class Config:
     """All parameters of a training run. Fields without a default must stand in conf.json."""
 
-    image_size: tuple[int, int] = _between(16)
+    image_size: tuple[int, int] = _between(16, 8192)
     """Height and width in pixels of the views that the generator is trained on."""
 
-    discriminator_image_size: tuple[int, int] = _between(DISCRIMINATOR_MIN_SIZE)
+    discriminator_image_size: tuple[int, int] = _between(DISCRIMINATOR_MIN_SIZE, 8192)
     """Height and width in pixels to which photos are resized for the discriminator."""
 
     train_data_dir: str
@@ -40,7 +40,7 @@ class Config:
     valid_data_dir: str
     """Folder of normally exposed photos to validate on, sub-folders included."""
 
-    batch_size: int = _between(1)
+    batch_size: int = _between(1, 65536)
     """Photos per step."""
 
     init_lr: float = _between(0, 1)
@@ -70,7 +70,7 @@ class Config:
     CUDA_VISIBLE_DEVICES: str
     """GPUs to use, such as "0"; "" for none. The environment variable of this name, if set, takes precedence."""
 
-    num_workers: int = _between(0)
+    num_workers: int = _between(0, 1024)
     """Processes that decode and crop photos; 0 does it in the training process."""
 
     model_save_dir: str
@@ -140,6 +140,16 @@ class Config:
                 'write "0" or "0,1", or "" for none'
             )
 
+    @property
+    def color_jitter(self) -> tuple[float, float, float, float]:
+        """Amounts of brightness, saturation, contrast and gamma, as `data.draw_jitter` takes them."""
+        return (
+            self.color_jitter_brightness,
+            self.color_jitter_saturation,
+            self.color_jitter_contrast,
+            self.color_jitter_gamma,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready keys and values; `Config(**...)` of it is the same configuration."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
@@ -189,7 +199,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
-                raise ConfigError(f"{name} is given {names.count(name)} times: keep one")
+                values = ", ".join(json.dumps(value) for other, value in pairs if other == name)
+                raise ConfigError(f"{name} is given {names.count(name)} times ({values}): keep one")
         return dict(pairs)
 
     try:
@@ -202,6 +213,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise ConfigError("is nested too deeply: it holds one flat object") from None
+    except ConfigError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"is not usable JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"holds a {type(values).__name__}: it must hold one object, {{key: value, ...}}")
     return values
@@ -213,13 +228,13 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f'--set {override}: write KEY=VALUE, such as epochs=3 or "image_size=[256,256]"')
     try:
-        _refuse_unknown({name: None})
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    try:
+        _refuse_unknown({name: value})
     except ConfigError as error:
         raise ConfigError(f"--set {override}: {error}") from None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
     is_text = typing.get_type_hints(Config)[name] is str
     return name, text if is_text and not isinstance(value, str) else value
 
@@ -230,7 +245,8 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
         if name not in known:
             nearest = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
             hint = f"did you mean {next(k for k in known if k.lower() == nearest[0])}? " if nearest else ""
-            raise ConfigError(f"unknown key {name}: {hint}known keys are {', '.join(known)}")
+            value = json.dumps(values[name], default=repr)
+            raise ConfigError(f"unknown key {name} = {value}: {hint}known keys are {', '.join(known)}")
 
 
 def _is_required(item: dataclasses.Field[Any]) -> bool:
@@ -246,8 +262,8 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
             raise ConfigError(f"{item.name} = {shown}: allowed are {', '.join(typing.get_args(kind))}")
         return
     if kind is str:
-        if not isinstance(value, str):
-            raise ConfigError(f'{item.name} = {shown}: a text is expected, such as "..."')
+        if not isinstance(value, str) or "\0" in value:
+            raise ConfigError(f'{item.name} = {shown}: a text without null bytes is expected, such as "..."')
         return
     minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
     span = f"from {minimum} to {maximum}" if maximum < math.inf else f"of at least {minimum}"

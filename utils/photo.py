@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,31 +55,47 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
         PhotoError: the file is missing, unreadable, not a regular file, not a photo, or has more than 8 bits per
             channel.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+    with _errors_as_photo_errors():
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
             raise PhotoError("not a regular file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large photos and of odd metadata; its errors stay errors
-            image = Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        empty = os.path.getsize(path) == 0
-        raise PhotoError("the file is empty" if empty else "not a JPEG, PNG, WebP, BMP or TIFF photo") from None
-    except Image.DecompressionBombError as error:
-        raise PhotoError(f"too many pixels to open safely ({error})") from None
-    except OSError as error:
-        raise PhotoError(error.strerror or f"damaged or cut short ({error})") from None
-    except (ValueError, SyntaxError) as error:
-        raise PhotoError(f"damaged or cut short ({error})") from None
+        if status.st_size == 0:
+            raise PhotoError("the file is empty")
+        image = Image.open(path, formats=FORMATS)
     if _is_deeper_than_8_bits(image):
         image.close()
         raise PhotoError("more than 8 bits per channel: save it with 8 bits per channel first")
     return image
 
 
+@contextmanager
+def _errors_as_photo_errors() -> Iterator[None]:
+    """Turn whatever Pillow raises into a `PhotoError`, and silence its warnings.
+
+    Damaged files make Pillow raise errors of a dozen kinds, from SyntaxError to struct.error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large photos and of odd metadata
+            yield
+    except PhotoError:
+        raise
+    except UnidentifiedImageError:
+        raise PhotoError("not a JPEG, PNG, WebP, BMP or TIFF photo") from None
+    except Image.DecompressionBombError as error:
+        raise PhotoError(f"too many pixels to open safely ({error})") from None
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise PhotoError(reason or f"damaged or cut short ({error or type(error).__name__})") from None
+
+
 def _is_deeper_than_8_bits(image: ImageFile.ImageFile) -> bool:
     # Pillow opens a 16-bit RGB file in the 8-bit mode "RGB"; only the raw mode of its decoder tells.
     raw_modes = [str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile]
-    return image.mode.startswith(("I", "F")) or any(";16" in mode for mode in raw_modes)
+    return image.mode.startswith(("I", "F")) or any(
+        ";16" in mode and not mode.startswith("BGR")  # "BGR;16" packs a whole pixel into 16 bits
+        for mode in raw_modes
+    )
 
 
 def decode_photo(image: Image.Image) -> Image.Image:
@@ -89,13 +106,9 @@ def decode_photo(image: Image.Image) -> Image.Image:
     Raises:
         PhotoError: the file's data is damaged or cut short.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            return _to_srgb(ImageOps.exif_transpose(image), image.info.get("icc_profile"))
-    except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
-        raise PhotoError(f"damaged or cut short ({error})") from None
+    with _errors_as_photo_errors():
+        image.load()
+        return _to_srgb(ImageOps.exif_transpose(image), image.info.get("icc_profile"))
 
 
 def read_photo(path: Path, enough: int | None = None) -> Image.Image:
@@ -110,7 +123,7 @@ def read_photo(path: Path, enough: int | None = None) -> Image.Image:
         PhotoError: the photo cannot be read.
     """
     with open_photo(path) as image:
-        if enough is not None:
+        if enough is not None:  # a hint that only the JPEG decoder takes
             scale = enough / min(image.size)
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         return decode_photo(image)
@@ -150,7 +163,7 @@ def load_photo(path: Path) -> Photo:
     Raises:
         PhotoError: as `read_photo`, or the file holds several pictures.
     """
-    with open_photo(path) as image:
+    with open_photo(path) as image, _errors_as_photo_errors():
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: the JPEG of many phones
         if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
             raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
@@ -176,7 +189,11 @@ def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
     if like.exif and like.format != "BMP":
         options["exif"] = like.exif
     with atomic_path(path) as temporary:
-        image.save(temporary, format=like.format, **options)
+        try:
+            image.save(temporary, format=like.format, **options)
+        except ValueError:  # EXIF too long for the format
+            options.pop("exif", None)
+            image.save(temporary, format=like.format, **options)
 
 
 def _exif_without_orientation(image: Image.Image) -> bytes:
@@ -184,5 +201,5 @@ def _exif_without_orientation(image: Image.Image) -> bytes:
         exif = image.getexif()
         exif.pop(ExifTags.Base.Orientation, None)
         return exif.tobytes() if exif else b""
-    except Exception:  # noqa: BLE001  (damaged metadata raises errors of many kinds, and must not cost the photo)
+    except Exception:  # damaged metadata raises errors of many kinds, and must not cost the photo
         return b""

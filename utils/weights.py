@@ -1,7 +1,7 @@
 """Weights files: safetensors that carry their own architecture, with a SHA-256 beside them.
 
-`NAME.safetensors` holds the tensors and, in its header, a JSON object with everything needed to rebuild and run the
-network. `NAME.safetensors.sha256` holds the digest in the format of the command `sha256sum`.
+`NAME.safetensors` holds the tensors and, in its header under the key `exposure_correction`, a JSON object with all that
+is needed to rebuild and run the network. `NAME.safetensors.sha256` holds the digest as the command `sha256sum` writes it.
 """
 
 import json
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .files import atomic_path, sha256, write_text
 
-FORMAT = "exposure-correction weights, version 1"
+KEY = "exposure_correction"
+VERSION = 1
 
 
 class WeightsError(Exception):
@@ -49,11 +50,11 @@ def save_weights(
     Raises:
         OSError: the folder is missing, read-only or full.
     """
-    header = {"architecture": architecture, "working_size": working_size, "training": training}
+    header = {"version": VERSION, "architecture": architecture, "working_size": working_size, "training": training}
     tensors = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "header": json.dumps(header)})
+            save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
         except SafetensorError as error:  # how the library reports a full or read-only disk
             raise OSError(str(error)) from None
         digest = sha256(temporary)
@@ -75,10 +76,24 @@ def load_weights(path: Path) -> Weights:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from None
-    if metadata.get("format") != FORMAT:
+    if KEY not in metadata:
         raise WeightsError(f"{path}: not written by this project's train.py, so its network is unknown")
-    header = json.loads(metadata["header"])
-    return Weights(state, SimpleNamespace(**header["architecture"]), header["working_size"], header["training"])
+    try:
+        header = json.loads(metadata[KEY])
+        if header["version"] != VERSION:
+            raise WeightsError(f"{path}: of version {header['version']}, but this program reads version {VERSION}")
+        return Weights(state, SimpleNamespace(**header["architecture"]), header["working_size"], header["training"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: its header is damaged ({error!r}): copy or download it again") from None
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a weights file and its digest are there and match."""
+    try:
+        _check_digest(path)
+    except WeightsError:
+        return False
+    return True
 
 
 def _digest_path(path: Path) -> Path:
