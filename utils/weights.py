@@ -1,7 +1,7 @@
 """Weights files: safetensors that carry their own architecture, with a SHA-256 beside them.
 
 `NAME.safetensors` holds the tensors and, in its header under the key `exposure_correction`, a JSON object with all that
-is needed to rebuild and run the network. `NAME.safetensors.sha256` holds the digest as the command `sha256sum` writes it.
+is needed to rebuild and run the network. `NAME.safetensors.sha256` holds the digest, as the command `sha256sum` prints.
 """
 
 import json
