@@ -148,11 +148,11 @@ def main(argv: list[str] | None = None) -> int:
 def train(config: Config, stop: StopRequest) -> int:
     """Train until `config.epochs` or a stop, resuming what `config.model_save_dir` holds; return the exit code."""
     folder = Path(config.model_save_dir)
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
     arithmetic = Arithmetic(config.precision)
     failures = FailureLog()
     train_loader, batches = build_loader(config, config.train_data_dir, arithmetic, failures, training=True)
     valid_loader, _ = build_loader(config, config.valid_data_dir, arithmetic, failures, training=False)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
     state = TrainingState(config, arithmetic, photos=[list_digest(loader) for loader in (train_loader, valid_loader)])
     resume(state, folder, steps=len(batches))
     announce(config, state, arithmetic, batches)
@@ -161,7 +161,13 @@ def train(config: Config, stop: StopRequest) -> int:
         adversarial = epoch >= config.begin_use_adv_loss_epoch
         batches.epoch, batches.first_batch = epoch, state.step
         state.generator.train()
-        bar = tqdm(total=len(batches), initial=state.step, desc=f"epoch {epoch}/{config.epochs}", disable=None)
+        bar = tqdm(
+            total=len(batches),
+            initial=state.step,
+            desc=f"epoch {epoch}/{config.epochs}",
+            bar_format="{desc} {bar:10} {n_fmt}/{total_fmt}{postfix}",
+            disable=None,
+        )
         started, photos_before, speed = time.monotonic(), state.totals.get("photos", 0), 0.0
         for batch in train_loader:
             failures.report(batch.failures)
@@ -370,18 +376,17 @@ def photos_left(config: Config, batches: EpochBatches, step: int) -> int:
 
 
 def show_progress(bar: "tqdm[Any]", state: TrainingState, speed: float, photos_left: int) -> None:
-    """Advance the bar and show this epoch's means so far."""
-    means = {name: f"{total / state.totals['photos']:.4g}" for name, total in state.totals.items() if name != "photos"}
-    left = max(photos_left, 0) / max(speed, 1e-9)
-    bar.set_postfix(
-        {
-            **means,
-            "lr": f"{state.generator_optimizer.param_groups[0]['lr']:.2e}",
-            "img/s": f"{speed:.1f}",
-            "left": tqdm.format_interval(left),
-        },
-        refresh=False,
-    )
+    """Advance the bar and show this epoch's means so far; what matters most comes first, as terminals are narrow."""
+    photos = state.totals["photos"]
+    shown = ("loss", "reconstruction", "pyramid", "adversarial", "discriminator")
+    parts = [f"{name} {state.totals[name] / photos:.3g}" for name in shown if name in state.totals]
+    facts = [
+        f"left {tqdm.format_interval(max(photos_left, 0) / max(speed, 1e-9))}",
+        f"{speed:.1f} img/s",
+        f"psnr {state.totals['psnr'] / photos:.2f}",
+        f"lr {state.generator_optimizer.param_groups[0]['lr']:.1e}",
+    ]
+    bar.set_postfix_str(", ".join(facts + parts), refresh=False)
     bar.update()
 
 
