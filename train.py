@@ -79,11 +79,13 @@ class TrainingState:
         return {**modules, **values, "config": self.config.to_dict(), "photos": self.photos}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint of a network of the same architecture."""
+        """Continue from a checkpoint of a network of the same architecture, with this configuration's settings."""
         for name in self._MODULES:
             getattr(self, name).load_state_dict(state[name])
         for name in self._VALUES:
             setattr(self, name, state[name])
+        self.generator_optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay
+        self.discriminator_optimizer.param_groups[0]["weight_decay"] = self.config.discriminator_weight_decay
 
 
 class StopRequest:

@@ -147,7 +147,9 @@ def test_nan_stops_with_step_parts_and_names_and_keeps_the_checkpoint(small_conf
 def test_a_changed_configuration_is_reported_and_another_architecture_refused(small_config_path, photos, capsys):
     assert run(small_config_path, "epochs=1") == 0
     capsys.readouterr()
-    assert run(small_config_path, "epochs=2", "init_lr=0.0003") == 0
+    assert run(small_config_path, "epochs=2", "init_lr=0.0003", "weight_decay=0.01") == 0
+    optimizer = load_checkpoint(photos / "run" / "last.pt")["generator_optimizer"]
+    assert optimizer["param_groups"][0]["weight_decay"] == 0.01
     message = capsys.readouterr().err
     assert "changed since the checkpoint: epochs = 1 -> 2" in message
     assert "changed since the checkpoint: init_lr = 0.0005 -> 0.0003" in message
