@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-COLUMNS, TILE, GAP = 4, (300, 225), 6
+COLUMNS, TILE, GAP = 4, (300, 270), 6
 
 
 def main() -> None:

@@ -1,0 +1,352 @@
+"""DAConv: a convolution split into a contrast-aware and a detail-aware unit that merges into a plain one.
+
+Wang, Xu, Fu, Liu, et al.: "Decoupling-and-Aggregating for Image Exposure Correction", CVPR 2023. With x_c the input at
+the output pixel's own position and W_i the kernel's taps,
+
+    contrast-aware unit:  y = sum_i W_i (x_i + x_c) = W * x + (sum_i W_i) x_c
+    detail-aware unit:    y = sum_i W_i (x_i - x_c) = W * x - (sum_i W_i) x_c
+    layer:                y = s(theta_c) CA(x) + s(theta_d) DA(x), s the sigmoid.
+
+All of it is linear in x, so one kernel does the same: K = s(theta_c) (W_c + d S_c) + s(theta_d) (W_d - d S_d), where S
+is the sum over a kernel's taps and d is 1 at the tap that reads x_c and 0 elsewhere. The layers below build K and
+convolve once, in training as in inference, and `merge_daconv` stores the same K in a plain `nn.Conv2d`. K spans exactly
+the ordinary kernels: DAConv changes how a kernel is learned, not what it can express.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _CentredConv2d(nn.Conv2d):
+    """A convolution whose every tap reads x_i + sign * x_c. See `CAUnit` and `DAUnit`."""
+
+    sign: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own_tap = own_tap(self)
+
+    def kernel(self) -> Tensor:
+        """Return the plain kernel of the same function, of the shape of `weight`."""
+        (top, left), (height, width) = self.own_tap, self.kernel_size
+        total = self.weight.sum(dim=(2, 3), keepdim=True)
+        return self.weight + self.sign * F.pad(total, (left, width - 1 - left, top, height - 1 - top))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return convolve(input, self, self.kernel(), self.bias)
+
+
+class CAUnit(_CentredConv2d):
+    """Contrast-aware unit: y = sum_i W_i (x_i + x_c) + b. Arguments, shapes and state are those of `nn.Conv2d`.
+
+    Raises:
+        ValueError: no tap reads the output pixel's own position, or the kernel has a single tap.
+    """
+
+    sign = 1
+
+
+class DAUnit(_CentredConv2d):
+    """Detail-aware unit: y = sum_i W_i (x_i - x_c) + b. Arguments, shapes and state are those of `nn.Conv2d`.
+
+    Raises:
+        ValueError: no tap reads the output pixel's own position, or the kernel has a single tap.
+    """
+
+    sign = -1
+
+
+class DAConv(nn.Module):
+    """The decoupled convolution: a contrast-aware and a detail-aware unit, mixed by two learned scalars.
+
+    Arguments and shapes are those of `nn.Conv2d`: `(B, in_channels, H, W)` to `(B, out_channels, H', W')`. The
+    parameters are weight and bias of both units and the two scalars theta, which start at 1 as in the paper; `weight`
+    and `bias` give the merged kernel. Outside training, and where no gradients are recorded, the kernel is built once
+    and kept until a parameter is changed in place, replaced or moved, or `train()` or `eval()` is called (writing
+    through `parameter.data` goes unnoticed until then).
+
+    Raises:
+        ValueError: as `nn.Conv2d`; or no tap reads the output pixel's own position; or the kernel has a single tap,
+            where the detail-aware unit is zero whatever its weight.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.contrast = CAUnit(*args, **kwargs)
+        self.detail = DAUnit(*args, **kwargs)
+        self.contrast_theta = nn.Parameter(self.contrast.weight.new_ones(()))
+        self.detail_theta = nn.Parameter(self.contrast.weight.new_ones(()))
+        for name in GEOMETRY:
+            setattr(self, name, getattr(self.contrast, name))
+        self._merged: tuple[object, tuple[Tensor, Tensor | None]] | None = None
+
+    def merge(self) -> tuple[Tensor, Tensor | None]:
+        """Return kernel and bias of the plain convolution with the same function, with their gradients' graph."""
+        contrast, detail = self.contrast_theta.sigmoid(), self.detail_theta.sigmoid()
+        kernel = contrast * self.contrast.kernel() + detail * self.detail.kernel()
+        if self.contrast.bias is None or self.detail.bias is None:
+            return kernel, None
+        return kernel, contrast * self.contrast.bias + detail * self.detail.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The merged kernel, of the shape of `nn.Conv2d.weight`."""
+        return self.merge()[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The merged bias, `(out_channels,)`."""
+        return self.merge()[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel, bias = self.merge() if self.training or torch.is_grad_enabled() else self._merge_once()
+        return convolve(input, self.contrast, kernel, bias)
+
+    def _merge_once(self) -> tuple[Tensor, Tensor | None]:
+        parameters = list(self.parameters())
+        if any(parameter.is_inference() for parameter in parameters):  # these do not count their changes
+            return self.merge()
+        state = [(p.data_ptr(), p._version, p.device, p.dtype, torch.is_inference_mode_enabled()) for p in parameters]
+        if self._merged is None or self._merged[0] != state:
+            self._merged = (state, self.merge())
+        return self._merged[1]
+
+    def train(self, mode: bool = True) -> "DAConv":
+        """Switch between training and inference, and forget the kept kernel."""
+        self._merged = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_merged": None}
+
+    def extra_repr(self) -> str:
+        """Return the arguments, as `nn.Conv2d` shows them."""
+        return str(self.contrast.extra_repr())  # type: ignore[no-untyped-call]
+
+
+GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+"""What a convolution is made of, beside its parameters: names of arguments and attributes of `nn.Conv2d`."""
+
+
+def decouple_conv_layer(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+) -> DAConv | nn.Conv2d:
+    """Return the layer to write in place of `nn.Conv2d(...)`: a `DAConv`, or for a 1x1 kernel an `nn.Conv2d`.
+
+    A 1x1 kernel has no neighbours to be compared with: its detail-aware unit would be zero.
+
+    Raises:
+        ValueError: as `DAConv`.
+    """
+    is_single = kernel_size in (1, (1, 1))
+    layer = nn.Conv2d if is_single else DAConv
+    return layer(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+
+
+@dataclass
+class Conversion:
+    """What `to_daconv` did, by the modules' names."""
+
+    replaced: list[str] = field(default_factory=list)
+    """Convolutions that are a `DAConv` now."""
+    left: dict[str, str] = field(default_factory=dict)
+    """Convolutions that stayed as they were, and why."""
+
+
+def to_daconv(module: nn.Module, *, keep_function: bool = False) -> tuple[nn.Module, Conversion]:
+    """Return a copy of a network with its convolutions replaced by `DAConv`, and a report.
+
+    Args:
+        module: any network, or a single convolution.
+        keep_function: start from the function of the replaced layers (both units at half their kernel), so that a
+            trained network can be continued; else the new layers are freshly initialised.
+
+    Left as they are: 1x1 kernels, kernels of which no tap reads the output pixel's own position, subclasses of
+    `nn.Conv2d`, convolutions whose weight is computed (spectral norm, say) or shared with another module, and those of
+    other dimensions or transposed. A convolution that is used in several places is replaced by one.
+
+    Raises:
+        ValueError: nothing can be replaced.
+    """
+    tied = _tied_parameters(module)
+    report = Conversion()
+
+    def replacement(name: str, child: nn.Module) -> nn.Module | None:
+        if not isinstance(child, _ANY_CONV):
+            return None
+        reason = _reason_to_leave(child, tied)
+        if reason or not isinstance(child, nn.Conv2d):
+            report.left[name] = reason
+            return None
+        report.replaced.append(name)
+        return _decouple(child, keep_function)
+
+    converted = _replaced(module, replacement)
+    if not report.replaced:
+        found = "; ".join(f"{name or 'itself'}: {reason}" for name, reason in report.left.items())
+        raise ValueError(f"no convolution to replace in {type(module).__name__} ({found or 'it has none'})")
+    return converted, report
+
+
+def merge_daconv(module: nn.Module) -> nn.Module:
+    """Return a copy of a network with every `DAConv`, `CAUnit` and `DAUnit` merged into a plain `nn.Conv2d`.
+
+    The copy is the plain network: the same classes, the same state-dict keys, the same function.
+
+    Raises:
+        ValueError: there is nothing to merge.
+    """
+    merged: list[str] = []
+
+    def replacement(name: str, child: nn.Module) -> nn.Module | None:
+        if isinstance(child, DAConv):
+            merged.append(name)
+            return _plain(child.contrast, *child.merge())
+        if isinstance(child, _CentredConv2d):
+            merged.append(name)
+            return _plain(child, child.kernel(), child.bias)
+        return None
+
+    with torch.no_grad():
+        plain = _replaced(module, replacement)
+    if not merged:
+        raise ValueError(f"{type(module).__name__} holds no DAConv: it is a plain network already")
+    return plain
+
+
+def own_tap(conv: nn.Conv2d) -> tuple[int, int]:
+    """Return row and column of the kernel's tap that reads the output pixel's own input position.
+
+    Output o reads input o * stride - padding + tap * dilation, so the tap is padding / dilation.
+
+    Raises:
+        ValueError: there is no such tap, or it is the only one.
+    """
+    taps = []
+    if conv.kernel_size == (1, 1):
+        raise ValueError("a 1x1 kernel has no neighbours: its detail-aware unit is zero; use nn.Conv2d")
+    for axis, (before, _) in enumerate(_padding(conv)):
+        size, dilation = conv.kernel_size[axis], conv.dilation[axis]
+        if before % dilation or before // dilation >= size:
+            raise ValueError(
+                f"no tap reads the output pixel's own position: padding {conv.padding}, dilation {conv.dilation}, "
+                f"kernel {conv.kernel_size}: padding must be a multiple of dilation below dilation * kernel_size"
+            )
+        taps.append(before // dilation)
+    return taps[0], taps[1]
+
+
+def convolve(input: Tensor, like: nn.Conv2d, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve with `kernel` and the stride, padding, dilation and groups of `like`."""
+    if like.padding_mode == "zeros":
+        return F.conv2d(input, kernel, bias, like.stride, like.padding, like.dilation, like.groups)
+    (top, bottom), (left, right) = _padding(like)
+    padded = F.pad(input, (left, right, top, bottom), mode=like.padding_mode)
+    return F.conv2d(padded, kernel, bias, like.stride, 0, like.dilation, like.groups)
+
+
+def _padding(conv: nn.Conv2d) -> list[tuple[int, int]]:
+    """Return rows and columns added before and after the input."""
+    if isinstance(conv.padding, str):
+        totals = [
+            d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
+        ]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(amount, amount) for amount in conv.padding]
+
+
+_ANY_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _tied_parameters(module: nn.Module) -> set[int]:
+    """Return the ids of parameters that several modules hold."""
+    seen: set[int] = set()
+    tied = set()
+    for child in module.modules():
+        for parameter in child.parameters(recurse=False):
+            if id(parameter) in seen:
+                tied.add(id(parameter))
+            seen.add(id(parameter))
+    return tied
+
+
+def _reason_to_leave(conv: nn.Module, tied: set[int]) -> str:
+    if isinstance(conv, _CentredConv2d):
+        return "decoupled already"
+    if not isinstance(conv, nn.Conv2d):
+        return f"{type(conv).__name__} is not a two-dimensional convolution"
+    if type(conv) is not nn.Conv2d:
+        return f"{type(conv).__name__} is a subclass of nn.Conv2d"
+    if "weight" not in dict(conv.named_parameters(recurse=False)):
+        return "its weight is computed"
+    if any(id(parameter) in tied for parameter in conv.parameters()):
+        return "its weight is shared with another module"
+    try:
+        own_tap(conv)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
+    arguments = {name: getattr(conv, name) for name in GEOMETRY}
+    return {**arguments, "bias": conv.bias is not None, "device": conv.weight.device, "dtype": conv.weight.dtype}
+
+
+def _decouple(conv: nn.Conv2d, keep_function: bool) -> DAConv:
+    layer = DAConv(**_arguments(conv))
+    if keep_function:
+        with torch.no_grad():
+            # K = s (W_c + d S_c) + s (W_d - d S_d) is W for W_c = W_d = W / 2s.
+            for unit in (layer.contrast, layer.detail):
+                unit.weight.copy_(conv.weight / (2 * layer.contrast_theta.sigmoid()))
+                if unit.bias is not None and conv.bias is not None:
+                    unit.bias.copy_(conv.bias / (2 * layer.contrast_theta.sigmoid()))
+    layer.requires_grad_(conv.weight.requires_grad)
+    return layer.train(conv.training)
+
+
+def _plain(like: nn.Conv2d, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    conv = nn.Conv2d(**_arguments(like))
+    conv.weight.copy_(kernel)
+    if conv.bias is not None and bias is not None:
+        conv.bias.copy_(bias)
+    conv.requires_grad_(like.weight.requires_grad)
+    return conv.train(like.training)
+
+
+def _replaced(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:
+    """Return a copy of `module` in which each sub-module for which `replacement` returns another is that other."""
+    news: dict[int, nn.Module] = {}
+    inside: set[int] = set()  # parts of what is replaced as a whole
+    for name, child in module.named_modules():
+        if id(child) in inside:
+            continue
+        new = replacement(name, child)
+        if new is not None or isinstance(child, DAConv):
+            inside |= {id(part) for part in child.modules()}
+        if new is not None:
+            news[id(child)] = new
+    return copy.deepcopy(module, memo=dict(news))

@@ -1,0 +1,343 @@
+import copy
+import io
+import itertools
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from models.daconv import CAUnit, DAConv, DAUnit, decouple_conv_layer, merge_daconv, to_daconv
+from models.unet import UNet
+
+PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
+
+
+def literal_unit(x, unit, sign):
+    """W * x + sign (sum W) x_c, with two convolutions on the explicitly padded input."""
+    if unit.padding == "valid":
+        padding = [(0, 0), (0, 0)]
+    elif unit.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(unit.dilation, unit.kernel_size, strict=True)]
+        padding = [(total // 2, total - total // 2) for total in totals]
+    else:
+        padding = [(amount, amount) for amount in unit.padding]
+    mode = "constant" if unit.padding_mode == "zeros" else unit.padding_mode
+    padded = F.pad(x, (*padding[1], *padding[0]), mode=mode)
+    neighbours = F.conv2d(padded, unit.weight, unit.bias, unit.stride, 0, unit.dilation, unit.groups)
+    height, width = neighbours.shape[-2:]
+    (top, _), (left, _) = padding
+    own = padded[:, :, top :: unit.stride[0], left :: unit.stride[1]][:, :, :height, :width]  # x at o * stride
+    return neighbours + sign * F.conv2d(own, unit.weight.sum((2, 3), keepdim=True), groups=unit.groups)
+
+
+def literal(x, layer):
+    """The four convolutions of the paper."""
+    contrast = literal_unit(x, layer.contrast, 1)
+    detail = literal_unit(x, layer.detail, -1)
+    return layer.contrast_theta.sigmoid() * contrast + layer.detail_theta.sigmoid() * detail
+
+
+def assert_like_literal(layer, x, atol):
+    x = x.requires_grad_()
+    nn.init.normal_(layer.contrast_theta)
+    nn.init.normal_(layer.detail_theta)
+    inputs = [x, *layer.parameters()]
+    results = []
+    for function in (layer, lambda x: literal(x, layer)):
+        y = function(x)
+        gradients = torch.autograd.grad((y * torch.arange(y.numel(), dtype=y.dtype).cos().view_as(y)).sum(), inputs)
+        results.append([y, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=atol, rtol=atol)
+
+
+GEOMETRIES = [
+    {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    for kernel, stride, dilation in itertools.product([2, 3, 4, 5, 7, (3, 5)], [1, 2], [1, 2])
+    for padding in [0, dilation, "own"]
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_layer_is_the_papers_for_every_geometry(groups, training):
+    torch.manual_seed(0)
+    for geometry in GEOMETRIES:
+        geometry = dict(geometry)
+        if geometry["padding"] == "own":
+            size = geometry["kernel_size"]
+            sizes = size if isinstance(size, tuple) else (size, size)
+            geometry["padding"] = tuple(geometry["dilation"] * (k // 2) for k in sizes)
+        layer = DAConv(4, 8, groups=groups, dtype=torch.float64, **geometry).train(training)
+        assert_like_literal(layer, torch.rand(2, 4, 15, 17, dtype=torch.float64), atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("padding", [1, (2, 1), 0, "same", "valid"])
+def test_layer_is_the_papers_for_every_padding(padding, mode):
+    layer = DAConv(3, 5, 3, padding=padding, padding_mode=mode, dtype=torch.float64)
+    assert_like_literal(layer, torch.rand(2, 3, 9, 8, dtype=torch.float64), atol=1e-11)
+
+
+def test_layer_is_the_papers_in_float32():
+    assert_like_literal(DAConv(16, 16, 3, padding=1), torch.rand(2, 16, 20, 20), atol=2e-4)
+
+
+def test_random_configurations_are_the_papers_or_refused_with_a_reason():
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        groups = rng.choice([1, 2, 3])
+        pair = lambda values: rng.choice([rng.choice(values), (rng.choice(values), rng.choice(values))])  # noqa: B023, E731
+        arguments = {
+            "in_channels": groups * rng.randint(1, 3),
+            "out_channels": groups * rng.randint(1, 3),
+            "kernel_size": pair([1, 2, 3, 4]),
+            "stride": pair([1, 2, 3]),
+            "padding": pair([0, 1, 2, 3]),
+            "dilation": pair([1, 2, 3]),
+            "groups": groups,
+            "bias": rng.random() < 0.5,
+            "padding_mode": rng.choice(PADDING_MODES),
+            "dtype": torch.float64,
+        }
+        try:
+            layer = DAConv(**arguments)
+        except ValueError as error:
+            assert "own position" in str(error) or "1x1" in str(error)
+            refused += 1
+            continue
+        x = torch.rand(1, arguments["in_channels"], rng.randint(12, 16), rng.randint(12, 16), dtype=torch.float64)
+        assert_like_literal(layer, x, atol=1e-11)
+    assert 0 < refused < 120
+
+
+def test_gradcheck():
+    layer = DAConv(2, 3, 3, stride=2, padding=1, dtype=torch.float64)
+    x = torch.rand(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    for mode in (True, False):
+        layer.train(mode)
+        names, values = zip(*layer.named_parameters(), strict=True)
+        assert len(values) == 6
+
+        def function(x, *values):
+            return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))  # noqa: B023
+
+        assert torch.autograd.gradcheck(function, (x, *values))
+
+
+@pytest.mark.parametrize(("unit", "sign"), [(CAUnit, 1), (DAUnit, -1)])
+def test_units_alone(unit, sign):
+    layer = unit(3, 4, (3, 5), padding=(1, 2), bias=False, dtype=torch.float64)
+    x = torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), literal_unit(x, layer, sign))
+    assert isinstance(layer, nn.Conv2d) and layer.state_dict().keys() == {"weight"}
+
+
+def test_mixing_scalars_start_at_sigmoid_of_one():
+    layer = DAConv(3, 4, 3)
+    assert layer.contrast_theta.item() == layer.detail_theta.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kernel_size": 1}, "1x1"),
+        ({"kernel_size": 3, "padding": 3}, "own position"),
+        ({"kernel_size": 3, "padding": 1, "dilation": 2}, "own position"),
+        ({"kernel_size": 2, "padding": "same", "dilation": 2}, "own position"),
+        ({"kernel_size": 3, "groups": 3}, "divisible"),
+        ({"kernel_size": 3, "padding": "same", "stride": 2}, "strided"),
+        ({"kernel_size": 3, "padding_mode": "mirror"}, "padding_mode"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        DAConv(4, 4, **arguments)
+
+
+def test_factory_takes_positional_arguments_and_leaves_single_taps_plain():
+    layer = decouple_conv_layer(3, 8, 3, 2, 1, 1, 1, False)
+    assert isinstance(layer, DAConv) and layer.stride == (2, 2) and layer.bias is None
+    assert layer(torch.rand(1, 3, 8, 8)).shape == (1, 8, 4, 4)
+    assert type(decouple_conv_layer(3, 8, 1)) is nn.Conv2d
+    assert type(decouple_conv_layer(3, 8, (1, 1))) is nn.Conv2d
+    assert isinstance(decouple_conv_layer(3, 8, (1, 3)), DAConv)
+
+
+def test_kernel_is_built_once_in_inference_until_something_changes(monkeypatch):
+    layer = DAConv(2, 2, 3, padding=1).eval()
+    calls = []
+    original = DAConv.merge
+    monkeypatch.setattr(DAConv, "merge", lambda self: calls.append(1) or original(self))
+    x = torch.rand(1, 2, 6, 6)
+
+    def changed(action):
+        """Whether `action` makes the next forward build the kernel again, and right."""
+        action()
+        calls.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(
+                layer(x.to(layer.contrast.weight.dtype)), literal(x.to(layer.contrast.weight.dtype), layer)
+            )
+            count = len(calls)
+            layer(x.to(layer.contrast.weight.dtype))
+        assert len(calls) == count
+        return count == 1
+
+    assert changed(lambda: None)
+    assert not changed(lambda: None)
+    with torch.no_grad():
+        assert changed(lambda: layer.contrast.weight.mul_(2))
+        assert changed(lambda: layer.detail_theta.fill_(0.3))
+    assert changed(lambda: layer.load_state_dict(DAConv(2, 2, 3, padding=1).state_dict()))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(x).sum().backward()
+    assert changed(optimizer.step)
+    assert changed(lambda: layer.double())
+    assert changed(lambda: (layer.train(), layer.eval()))
+    with torch.inference_mode():
+        assert torch.equal(layer(x.double()), layer(x.double()))
+    assert changed(lambda: None)  # a kernel made in inference mode is not used outside
+    layer(x.double()).sum().backward()  # with gradients recorded, eval mode gives them to all six tensors
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_kept_kernel_is_neither_copied_nor_saved():
+    layer = DAConv(2, 2, 3, padding=1).eval()
+    with torch.no_grad():
+        layer(torch.rand(1, 2, 4, 4))
+    assert copy.deepcopy(layer)._merged is None
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    assert len(layer.state_dict()) == 6
+
+
+class Recurrent(nn.Module):
+    """A convolution used several times, reached by two names, inside containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Conv2d(4, 4, 3, padding=1)
+        self.cells = nn.ModuleDict(
+            {"a": nn.Sequential(self.gate, nn.Tanh()), "b": nn.Sequential(nn.Conv2d(4, 4, 5, padding=2))}
+        )
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.cells["a"](x) + self.cells["b"](x) + self.gate(x)
+        return x
+
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (2, 3, 64, 64)),
+    "unet": (lambda: UNet(2, 8), (1, 3, 33, 40)),
+    "recurrent": (Recurrent, (2, 4, 9, 9)),
+    "conv": (lambda: nn.Conv2d(3, 4, 3, padding=1), (1, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_conversion_keeps_the_function_and_merging_gives_the_plain_network_back(name, dtype, atol):
+    torch.manual_seed(0)
+    make, size = NETWORKS[name]
+    plain = make().to(dtype).eval()
+    before = copy.deepcopy(plain.state_dict())
+    x = torch.rand(size, dtype=dtype)
+    decoupled, report = to_daconv(plain, keep_function=True)
+    assert any(isinstance(module, DAConv) for module in decoupled.modules())
+    scale = max(plain(x).abs().max().item(), 1)
+    assert (decoupled(x) - plain(x)).abs().max() < atol * scale
+    for parameter in decoupled.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    merged = merge_daconv(decoupled)
+    assert (merged(x) - decoupled(x)).abs().max() < atol * max(decoupled(x).abs().max().item(), 1)
+    assert [type(module) for module in merged.modules()] == [type(module) for module in plain.modules()]
+    assert merged.state_dict().keys() == before.keys()
+    make().to(dtype).load_state_dict(merged.state_dict(), strict=True)
+    assert all(
+        torch.equal(value, plain.state_dict()[key]) for key, value in before.items()
+    )  # the original is untouched
+    assert report.replaced and not set(report.replaced) & set(report.left)
+
+
+def test_shared_modules_stay_shared():
+    decoupled, report = to_daconv(Recurrent())
+    assert decoupled.gate is decoupled.cells["a"][0] and isinstance(decoupled.gate, DAConv)
+    assert report.replaced == ["gate", "cells.b.0"]
+    merged = merge_daconv(decoupled)
+    assert merged.gate is merged.cells["a"][0] and type(merged.gate) is nn.Conv2d
+
+
+def test_fresh_conversion_starts_like_two_fresh_convolutions():
+    torch.manual_seed(0)
+    layer, _ = to_daconv(nn.Conv2d(8, 8, 3, padding=1))
+    assert isinstance(layer, DAConv) and not torch.equal(layer.contrast.weight, layer.detail.weight)
+
+
+def test_conversion_reports_what_it_leaves_and_why():
+    class Special(nn.Conv2d):
+        pass
+
+    tied = nn.Conv2d(4, 4, 3, padding=1)
+    twin = nn.Conv2d(4, 4, 3, padding=1)
+    twin.weight = tied.weight
+    network = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3, padding=3),
+        Special(4, 4, 3, padding=1),
+        nn.ConvTranspose2d(4, 4, 2),
+        nn.utils.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)),
+        tied,
+        twin,
+        DAConv(4, 4, 3, padding=1),
+        nn.ReLU(),
+    )
+    decoupled, report = to_daconv(network)
+    assert report.replaced == ["0"]
+    reasons = {
+        "1": "1x1",
+        "2": "own position",
+        "3": "subclass",
+        "4": "two-dimensional",
+        "5": "computed",
+        "6": "shared",
+        "7": "shared",
+    }
+    assert report.left.keys() == reasons.keys()
+    assert all(reasons[name] in reason for name, reason in report.left.items())
+    assert decoupled[6].weight is decoupled[7].weight
+
+
+def test_conversion_keeps_mode_device_dtype_and_frozen_parameters():
+    conv = nn.Conv2d(4, 4, 3, padding="same", padding_mode="reflect", bias=False, dtype=torch.float64).eval()
+    conv.requires_grad_(False)
+    layer, _ = to_daconv(conv, keep_function=True)
+    assert not layer.training and not any(parameter.requires_grad for parameter in layer.parameters())
+    assert layer.contrast.weight.dtype == torch.float64 and layer.padding_mode == "reflect" and layer.bias is None
+    back = merge_daconv(layer)
+    torch.testing.assert_close(back.weight, conv.weight, atol=1e-15, rtol=1e-14)
+    assert not back.weight.requires_grad and not back.training and back.padding == "same"
+
+
+def test_nothing_to_convert_or_merge_is_an_error():
+    with pytest.raises(ValueError, match="no convolution to replace in Linear"):
+        to_daconv(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="1x1"):
+        to_daconv(nn.Sequential(nn.Conv2d(2, 2, 1)))
+    with pytest.raises(ValueError, match="holds no DAConv: it is a plain network already"):
+        merge_daconv(nn.Conv2d(2, 2, 3))
+
+
+def test_autocast_runs_the_convolution_in_bfloat16():
+    layer = DAConv(4, 4, 3, padding=1)
+    x = torch.rand(1, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), atol=0.05, rtol=0.05)
