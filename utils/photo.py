@@ -23,6 +23,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp",
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """The decoders that are tried; the JPEG one also reads MPO, the JPEG of many phones with a second picture in it."""
 
+_KEEPS_EXIF = ("JPEG", "PNG", "WEBP")
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -99,16 +100,17 @@ def _is_deeper_than_8_bits(image: ImageFile.ImageFile) -> bool:
 
 
 def decode_photo(image: Image.Image) -> Image.Image:
-    """Decode an opened photo to "RGB", upright and in sRGB.
+    """Decode an opened photo, turn it upright in place, and return it as "RGB" in sRGB.
 
-    Transparency is dropped; an embedded colour profile is applied, a broken one ignored.
+    Transparency is dropped from what is returned; an embedded colour profile is applied, a broken one ignored.
 
     Raises:
         PhotoError: the file's data is damaged or cut short.
     """
     with _errors_as_photo_errors():
         image.load()
-        return _to_srgb(ImageOps.exif_transpose(image), image.info.get("icc_profile"))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_srgb(image, image.info.get("icc_profile"))
 
 
 def read_photo(path: Path, enough: int | None = None) -> Image.Image:
@@ -138,7 +140,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             return ImageCms.profileToProfile(source, io.BytesIO(profile), _SRGB, outputMode="RGB") or source
         except (ImageCms.PyCMSError, OSError, ValueError):  # broken, or made for another colour space
             pass
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass
@@ -154,7 +156,7 @@ class Photo:
     alpha: Image.Image | None
     """Transparency, upright, in mode "L"."""
     exif: bytes
-    """EXIF without orientation, which is applied to the pixels."""
+    """EXIF of a JPEG, PNG or WebP, without orientation, which is applied to the pixels."""
 
 
 def load_photo(path: Path) -> Photo:
@@ -168,10 +170,9 @@ def load_photo(path: Path) -> Photo:
         if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
             raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
         pixels = np.array(decode_photo(image))
-        upright = ImageOps.exif_transpose(image)
-        alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
-        is_grey = upright.mode in ("1", "L", "LA")
-        return Photo(pixels, kind, is_grey, alpha, _exif_without_orientation(upright))
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        is_grey = image.mode in ("1", "L", "LA")
+        return Photo(pixels, kind, is_grey, alpha, _exif(image) if kind in _KEEPS_EXIF else b"")
 
 
 def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
@@ -186,7 +187,7 @@ def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
     if like.alpha is not None:
         image.putalpha(like.alpha)
     options: dict[str, Any] = {"quality": 95} if like.format in ("JPEG", "WEBP") else {}
-    if like.exif and like.format != "BMP":
+    if like.exif:
         options["exif"] = like.exif
     with atomic_path(path) as temporary:
         try:
@@ -196,7 +197,7 @@ def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
             image.save(temporary, format=like.format, **options)
 
 
-def _exif_without_orientation(image: Image.Image) -> bytes:
+def _exif(image: Image.Image) -> bytes:
     try:
         exif = image.getexif()
         exif.pop(ExifTags.Base.Orientation, None)
