@@ -80,7 +80,7 @@ def test_training_learns(small_config_path, precision):
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGINT, 2)])
 def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers):
-    options = ["epochs=4", f"num_workers={workers}", "checkpoint_every_steps=2"]
+    options = ["epochs=10", f"num_workers={workers}", "checkpoint_every_steps=2"]
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
     process = start(small_config_path, *options)
     last = photos / "run" / "last.pt"
@@ -90,7 +90,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, numbe
     output = process.communicate()
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), output
     stopped = load_checkpoint(last)
-    assert stopped["epoch"] <= 4, "the run was over before it could be stopped"
+    assert stopped["epoch"] <= 10, "the run was over before it could be stopped"
     assert run(small_config_path, *options) == 0
     resumed, whole = load_checkpoint(last), load_checkpoint(photos / "whole" / "last.pt")
     for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "best_psnr"):
