@@ -64,8 +64,10 @@ class Corrector:
         with torch.inference_mode():
             with self.arithmetic.autocast():
                 corrected = self.generator(small)[0]
-            if not torch.isfinite(corrected).all():  # half precision can overflow: no black photo may come of it
+            if not torch.isfinite(corrected).all():  # half precision can overflow: once more in float32
                 corrected = self.generator(small)[0]
+            if not torch.isfinite(corrected).all():
+                raise ValueError("the network's output is not finite: the weights are not usable for this photo")
             radius = max(round(self.size * RELATIVE_RADIUS), 1)
             scale, offset = local_affine(small, corrected.clamp(0, 1), radius, EPSILON)
         return apply_affine(pixels, scale[0].cpu(), offset[0].cpu())
@@ -146,7 +148,7 @@ def plan(inputs: list[Path], output: Path) -> tuple[list[Job], list[str]]:
     errors = []
     for given in inputs:
         sources = [given]
-        if given.is_dir():
+        if os.path.isdir(given):
             try:
                 sources = sorted(path for path in given.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
             except OSError as error:

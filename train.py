@@ -259,12 +259,13 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
                 "give model_save_dir another folder, or move this one away"
             )
     state.load_state_dict(saved)
-    has_new_order = {"batch_size", "seed"} & changed or saved["photos"][0] != state.photos[0]
+    has_new_order = {"batch_size", "seed", "train_data_dir"} & changed or saved["photos"][0] != state.photos[0]
     if state.step > steps or (state.step and has_new_order):
         print(f"epoch {state.epoch} starts again: its photos or their order have changed", file=sys.stderr)
         state.step, state.totals = 0, {}
-    draws_views = {name for name in changed if name == "image_size" or name.startswith("color_jitter_")}
-    if draws_views or saved["photos"][1] != state.photos[1]:
+    of_validation = {name for name in config if name.startswith("color_jitter_")} | {"image_size", "valid_data_dir"}
+    is_over = state.epoch > state.config.epochs
+    if not is_over and (of_validation & changed or saved["photos"][1] != state.photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         state.best_psnr = -math.inf
     best = folder / "best.pt"

@@ -14,9 +14,10 @@ the ordinary kernels: DAConv changes how a kernel is learned, not what it can ex
 """
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class _CentredConv2d(nn.Conv2d):
     def kernel(self) -> Tensor:
         """Return the plain kernel of the same function, of the shape of `weight`."""
         (top, left), (height, width) = self.own_tap, self.kernel_size
-        total = self.weight.sum(dim=(2, 3), keepdim=True)
+        total = self.weight.sum(dim=(2, 3), keepdim=True).to(self.weight.dtype)  # autocast sums in float32
         return self.weight + self.sign * F.pad(total, (left, width - 1 - left, top, height - 1 - top))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,6 +63,14 @@ class DAUnit(_CentredConv2d):
     sign = -1
 
 
+class _Kept(NamedTuple):
+    """A merged kernel and what it was made from."""
+
+    parameters: list[nn.Parameter]
+    state: list[int]
+    merged: tuple[Tensor, Tensor | None]
+
+
 class DAConv(nn.Module):
     """The decoupled convolution: a contrast-aware and a detail-aware unit, mixed by two learned scalars.
 
@@ -84,7 +93,7 @@ class DAConv(nn.Module):
         self.detail_theta = nn.Parameter(self.contrast.weight.new_ones(()))
         for name in GEOMETRY:
             setattr(self, name, getattr(self.contrast, name))
-        self._merged: tuple[object, tuple[Tensor, Tensor | None]] | None = None
+        self._kept: _Kept | None = None
 
     def merge(self) -> tuple[Tensor, Tensor | None]:
         """Return kernel and bias of the plain convolution with the same function, with their gradients' graph."""
@@ -112,18 +121,23 @@ class DAConv(nn.Module):
         parameters = list(self.parameters())
         if any(parameter.is_inference() for parameter in parameters):  # these do not count their changes
             return self.merge()
-        state = [(p.data_ptr(), p._version, p.device, p.dtype, torch.is_inference_mode_enabled()) for p in parameters]
-        if self._merged is None or self._merged[0] != state:
-            self._merged = (state, self.merge())
-        return self._merged[1]
+        state = [parameter._version for parameter in parameters] + [torch.is_inference_mode_enabled()]
+        kept = self._kept
+        if kept is None or kept.state != state or not all(map(operator.is_, kept.parameters, parameters)):
+            kept = self._kept = _Kept(parameters, state, self.merge())
+        return kept.merged
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "DAConv":
+        self._kept = None  # to(), half(), cuda() and the like exchange the parameters' data behind their backs
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "DAConv":
         """Switch between training and inference, and forget the kept kernel."""
-        self._merged = None
+        self._kept = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_merged": None}
+        return {**self.__dict__, "_kept": None}
 
     def extra_repr(self) -> str:
         """Return the arguments, as `nn.Conv2d` shows them."""
@@ -160,7 +174,7 @@ def decouple_conv_layer(
     Raises:
         ValueError: as `DAConv`.
     """
-    is_single = kernel_size in (1, (1, 1))
+    is_single = kernel_size == 1 or (not isinstance(kernel_size, int) and tuple(kernel_size) == (1, 1))
     layer = nn.Conv2d if is_single else DAConv
     return layer(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
 
@@ -184,16 +198,18 @@ def to_daconv(module: nn.Module, *, keep_function: bool = False) -> tuple[nn.Mod
             trained network can be continued; else the new layers are freshly initialised.
 
     Left as they are: 1x1 kernels, kernels of which no tap reads the output pixel's own position, subclasses of
-    `nn.Conv2d`, convolutions whose weight is computed (spectral norm, say) or shared with another module, and those of
-    other dimensions or transposed. A convolution that is used in several places is replaced by one.
+    `nn.Conv2d`, convolutions whose weight or bias is computed (spectral norm) or shared with another module, those with
+    hooks, and those of other dimensions or transposed. A convolution that is used in several places is replaced by one.
 
     Raises:
-        ValueError: nothing can be replaced.
+        ValueError: nothing can be replaced, or the network cannot be copied.
     """
     tied = _tied_parameters(module)
     report = Conversion()
 
     def replacement(name: str, child: nn.Module) -> nn.Module | None:
+        if isinstance(child, DAConv):
+            report.left[name] = "decoupled already"
         if not isinstance(child, _ANY_CONV):
             return None
         reason = _reason_to_leave(child, tied)
@@ -216,11 +232,16 @@ def merge_daconv(module: nn.Module) -> nn.Module:
     The copy is the plain network: the same classes, the same state-dict keys, the same function.
 
     Raises:
-        ValueError: there is nothing to merge.
+        ValueError: there is nothing to merge, or a parameter to merge is shared with another module.
     """
     merged: list[str] = []
+    tied = _tied_parameters(module)
 
     def replacement(name: str, child: nn.Module) -> nn.Module | None:
+        if isinstance(child, DAConv | _CentredConv2d) and any(
+            id(parameter) in tied for parameter in child.parameters()
+        ):
+            raise ValueError(f"{name} shares a parameter with another module: merging would separate them")
         if isinstance(child, DAConv):
             merged.append(name)
             return _plain(child.contrast, *child.merge())
@@ -299,8 +320,10 @@ def _reason_to_leave(conv: nn.Module, tied: set[int]) -> str:
         return f"{type(conv).__name__} is not a two-dimensional convolution"
     if type(conv) is not nn.Conv2d:
         return f"{type(conv).__name__} is a subclass of nn.Conv2d"
-    if "weight" not in dict(conv.named_parameters(recurse=False)):
-        return "its weight is computed"
+    if dict(conv.named_parameters(recurse=False)).keys() | {"bias"} != {"weight", "bias"} or dict(conv.named_buffers()):
+        return "its weight or bias is computed"
+    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+        return "it has hooks, which would be lost"
     if any(id(parameter) in tied for parameter in conv.parameters()):
         return "its weight is shared with another module"
     try:
@@ -325,6 +348,9 @@ def _decouple(conv: nn.Conv2d, keep_function: bool) -> DAConv:
                 if unit.bias is not None and conv.bias is not None:
                     unit.bias.copy_(conv.bias / (2 * layer.contrast_theta.sigmoid()))
     layer.requires_grad_(conv.weight.requires_grad)
+    for unit in (layer.contrast, layer.detail):
+        if unit.bias is not None and conv.bias is not None:
+            unit.bias.requires_grad_(conv.bias.requires_grad)
     return layer.train(conv.training)
 
 
@@ -333,7 +359,8 @@ def _plain(like: nn.Conv2d, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
     conv.weight.copy_(kernel)
     if conv.bias is not None and bias is not None:
         conv.bias.copy_(bias)
-    conv.requires_grad_(like.weight.requires_grad)
+        conv.bias.requires_grad_(like.bias is not None and like.bias.requires_grad)
+    conv.weight.requires_grad_(like.weight.requires_grad)
     return conv.train(like.training)
 
 
@@ -349,4 +376,9 @@ def _replaced(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Modu
             inside |= {id(part) for part in child.modules()}
         if new is not None:
             news[id(child)] = new
-    return copy.deepcopy(module, memo=dict(news))
+    try:
+        return copy.deepcopy(module, memo=dict(news))
+    except RuntimeError as error:  # pruning and the older weight norm keep computed tensors as attributes
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied; make its computed weights permanent ({error})"
+        ) from None

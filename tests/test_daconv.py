@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 import torchvision
 from torch import nn
 
@@ -165,6 +166,7 @@ def test_factory_takes_positional_arguments_and_leaves_single_taps_plain():
     assert layer(torch.rand(1, 3, 8, 8)).shape == (1, 8, 4, 4)
     assert type(decouple_conv_layer(3, 8, 1)) is nn.Conv2d
     assert type(decouple_conv_layer(3, 8, (1, 1))) is nn.Conv2d
+    assert type(decouple_conv_layer(3, 8, [1, 1])) is nn.Conv2d
     assert isinstance(decouple_conv_layer(3, 8, (1, 3)), DAConv)
 
 
@@ -198,6 +200,8 @@ def test_kernel_is_built_once_in_inference_until_something_changes(monkeypatch):
     layer(x).sum().backward()
     assert changed(optimizer.step)
     assert changed(lambda: layer.double())
+    assert changed(lambda: layer.half().double())
+    assert changed(lambda: layer.load_state_dict(DAConv(2, 2, 3, padding=1).double().state_dict(), assign=True))
     assert changed(lambda: (layer.train(), layer.eval()))
     with torch.inference_mode():
         assert torch.equal(layer(x.double()), layer(x.double()))
@@ -210,7 +214,7 @@ def test_kept_kernel_is_neither_copied_nor_saved():
     layer = DAConv(2, 2, 3, padding=1).eval()
     with torch.no_grad():
         layer(torch.rand(1, 2, 4, 4))
-    assert copy.deepcopy(layer)._merged is None
+    assert copy.deepcopy(layer)._kept is None
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     assert len(layer.state_dict()) == 6
@@ -283,6 +287,8 @@ def test_conversion_reports_what_it_leaves_and_why():
     class Special(nn.Conv2d):
         pass
 
+    hooked = nn.Conv2d(4, 4, 3, padding=1)
+    hooked.register_forward_hook(lambda *arguments: None)
     tied = nn.Conv2d(4, 4, 3, padding=1)
     twin = nn.Conv2d(4, 4, 3, padding=1)
     twin.weight = tied.weight
@@ -297,6 +303,7 @@ def test_conversion_reports_what_it_leaves_and_why():
         twin,
         DAConv(4, 4, 3, padding=1),
         nn.ReLU(),
+        hooked,
     )
     decoupled, report = to_daconv(network)
     assert report.replaced == ["0"]
@@ -308,6 +315,8 @@ def test_conversion_reports_what_it_leaves_and_why():
         "5": "computed",
         "6": "shared",
         "7": "shared",
+        "8": "already",
+        "10": "hooks",
     }
     assert report.left.keys() == reasons.keys()
     assert all(reasons[name] in reason for name, reason in report.left.items())
@@ -325,11 +334,29 @@ def test_conversion_keeps_mode_device_dtype_and_frozen_parameters():
     assert not back.weight.requires_grad and not back.training and back.padding == "same"
 
 
+def test_a_frozen_bias_stays_frozen_and_alone():
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    conv.bias.requires_grad_(False)
+    layer, _ = to_daconv(conv)
+    assert layer.contrast.weight.requires_grad and not layer.detail.bias.requires_grad
+    back = merge_daconv(layer)
+    assert back.weight.requires_grad and not back.bias.requires_grad
+
+
 def test_nothing_to_convert_or_merge_is_an_error():
     with pytest.raises(ValueError, match="no convolution to replace in Linear"):
         to_daconv(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="1x1"):
         to_daconv(nn.Sequential(nn.Conv2d(2, 2, 1)))
+    with pytest.raises(ValueError, match="itself: decoupled already"):
+        to_daconv(DAConv(2, 2, 3))
+    pruned = nn.Sequential(nn.utils.prune.l1_unstructured(nn.Conv2d(2, 2, 3), "bias", 0.5), nn.Conv2d(2, 2, 3))
+    with pytest.raises(ValueError, match="Sequential cannot be copied"):
+        to_daconv(pruned)
+    first, second = DAConv(2, 2, 3), DAConv(2, 2, 3)
+    second.contrast.weight = first.contrast.weight
+    with pytest.raises(ValueError, match="0 shares a parameter"):
+        merge_daconv(nn.Sequential(first, second))
     with pytest.raises(ValueError, match="holds no DAConv: it is a plain network already"):
         merge_daconv(nn.Conv2d(2, 2, 3))
 

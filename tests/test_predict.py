@@ -75,6 +75,14 @@ def test_the_correction_is_applied_at_full_size():
     assert np.abs(corrector(photo) - 1.8 * photo).max() <= 1
 
 
+def test_a_network_whose_output_is_not_finite_writes_nothing(tmp_path, monkeypatch, capsys):
+    picture(50, 40).save(tmp_path / "a.png")
+    corrector = predict.Corrector(generator(gain=float("nan")), Arithmetic("float32"), 64)
+    job = predict.Job(tmp_path / "a.png", tmp_path / "out" / "a.png")
+    assert predict.correct_all([job], corrector, overwrite=False) == (0, 0, 1)
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out" / "a.png").exists()
+
+
 def test_a_network_that_overflows_in_half_precision_is_run_again_in_float32():
     photo = np.array(picture(100, 80)) // 2
     network = generator()
@@ -137,8 +145,21 @@ def test_odd_metadata_does_not_cost_the_photo(tmp_path, run):
         tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\x7f\0\0\0\0"
     )
     assert run(tmp_path / "a.jpg") == 0
-    picture(60, 40).save(tmp_path / "b.bmp")
-    assert run(tmp_path / "b.bmp") == 0
+    for name in ("b.png", "c.webp"):
+        for exif in (b"Exif\0\0garbagegarbage", b"Exif\0\0II*\0"):
+            picture(60, 40).save(tmp_path / name, exif=exif)
+            assert run(tmp_path / name, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK"])
+def test_rotated_tiffs_come_out_upright(tmp_path, run, mode):
+    for orientation, turn in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)):
+        image = picture(64, 32).convert(mode)
+        image.save(tmp_path / "a.tif", tiffinfo={274: orientation})
+        assert run(tmp_path / "a.tif", "--overwrite") == 0
+        expected = np.array(image.transpose(turn).convert("RGB")).astype(int)
+        with Image.open(tmp_path / "out" / "a.tif") as after:
+            assert np.abs(expected - np.array(after.convert("RGB"))).max() <= 2
 
 
 def test_one_flipped_byte_anywhere_in_a_tiff_never_stops_the_batch(tmp_path, run, capsys):
@@ -208,6 +229,8 @@ def test_originals_and_photos_of_equal_name_are_never_replaced(tmp_path, run, ca
     (tmp_path / "out" / "a.png").unlink()
     assert run(tmp_path / "other", tmp_path / "third") == 1
     assert "same name as" in capsys.readouterr().err
+    assert run("a" * 300, tmp_path / "other") == 1
+    assert "File name too long" in capsys.readouterr().err
     assert run(tmp_path / "x" / "absent.png", tmp_path / "y" / "absent.png", tmp_path / "x" / "absent.png") == 1
 
 

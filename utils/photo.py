@@ -6,7 +6,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
         if status.st_size == 0:
             raise PhotoError("the file is empty")
         image = Image.open(path, formats=FORMATS)
+        image.filename = ""  # else Pillow maps a rotated, uncompressed TIFF into memory with its sides swapped
     if _is_deeper_than_8_bits(image):
         image.close()
         raise PhotoError("more than 8 bits per channel: save it with 8 bits per channel first")
@@ -109,7 +110,8 @@ def decode_photo(image: Image.Image) -> Image.Image:
     """
     with _errors_as_photo_errors():
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        with suppress(Exception):  # damaged metadata must not cost the photo
+            ImageOps.exif_transpose(image, in_place=True)
         return _to_srgb(image, image.info.get("icc_profile"))
 
 
@@ -198,9 +200,8 @@ def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
 
 
 def _exif(image: Image.Image) -> bytes:
-    try:
+    with suppress(Exception):  # as above
         exif = image.getexif()
         exif.pop(ExifTags.Base.Orientation, None)
         return exif.tobytes() if exif else b""
-    except Exception:  # damaged metadata raises errors of many kinds, and must not cost the photo
-        return b""
+    return b""
