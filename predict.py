@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are 
     from utils.device import Arithmetic
 
 REPOSITORY = Path(__file__).resolve().parent
-RELATIVE_RADIUS = 1 / 32
+RELATIVE_RADIUS = 1 / 16
 """Radius of the local affine model's windows, as a share of the longest side of the small photo."""
-EPSILON = 1e-4
+EPSILON = 1e-5
 """Variance below which the local affine model takes the local gain rather than a fit."""
 
 

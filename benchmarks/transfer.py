@@ -92,8 +92,8 @@ def main() -> None:
     for epsilon in (1e-5, 1e-4, 1e-3):
         transfers[f"guided filter, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon, pull_to_gain=False)
         transfers[f"ours, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon)
-    transfers["ours, radius 1/64, eps 0.0001"] = affine(1 / 64, 1e-4)
-    transfers["ours, radius 1/16, eps 0.0001"] = affine(1 / 16, 1e-4)
+    for radius in (8, 16, 64):
+        transfers[f"ours, radius 1/{radius}, eps 1e-05"] = affine(1 / radius, 1e-5)
     cases = [(size, name, transfer) for size in arguments.size for name, transfer in transfers.items()]
     print("| network at | transfer | PSNR / SSIM |\n|---|---|---|")
     for size, name, transfer in cases:
