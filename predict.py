@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 
 class Corrector:
-    """Correct photos of any size: network at a bounded size, then a local affine model at full size.
+    """Correct photos: network at a bounded size, then a local affine model at full size.
 
     Args:
         generator: a trained network.
@@ -68,7 +68,7 @@ class Corrector:
                 corrected = self.generator(small)[0]
             if not torch.isfinite(corrected).all():
                 raise ValueError("the network's output is not finite: the weights are not usable for this photo")
-            radius = max(round(self.size * RELATIVE_RADIUS), 1)
+            radius = max(round(max(small.shape[-2:]) * RELATIVE_RADIUS), 1)
             scale, offset = local_affine(small, corrected.clamp(0, 1), radius, EPSILON)
         return apply_affine(pixels, scale[0].cpu(), offset[0].cpu())
 
@@ -125,7 +125,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=REPOSITORY / "weights" / "msec.safetensors",
         help="weights file (default: the released weights)",
     )
-    parser.add_argument("--size", type=int, help="longest side at which the network runs (default: what it says)")
+    parser.add_argument(
+        "--size", type=int, help="longest side in pixels at which the network runs (default: what the weights say)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="correct again what the output folder already holds")
     arguments = parser.parse_args(argv)
     if arguments.output is None:

@@ -1,5 +1,4 @@
 import ast
-import json
 import re
 
 import pytest
@@ -43,11 +42,6 @@ def test_ci_runs_the_readmes_test_command():
     tests = [command for command in readme_commands() if "pytest" in command]
     assert len(tests) == 1
     assert tests[0] in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
-
-
-def test_conf_json_is_flat_and_documented_values_hold():
-    values = json.loads((REPOSITORY / "conf.json").read_text())
-    assert not any(isinstance(value, dict) for value in values.values())
 
 
 def test_every_example_photo_has_its_source():
