@@ -5,9 +5,9 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torch.nn.utils.prune
 import torchvision
+from literal_daconv import literal_copy, literal_unit
 from torch import nn
 
 from models.daconv import CAUnit, DAConv, DAUnit, decouple_conv_layer, merge_daconv, to_daconv
@@ -16,38 +16,13 @@ from models.unet import UNet
 PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
 
 
-def literal_unit(x, unit, sign):
-    """W * x + sign (sum W) x_c, with two convolutions on the explicitly padded input."""
-    if unit.padding == "valid":
-        padding = [(0, 0), (0, 0)]
-    elif unit.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(unit.dilation, unit.kernel_size, strict=True)]
-        padding = [(total // 2, total - total // 2) for total in totals]
-    else:
-        padding = [(amount, amount) for amount in unit.padding]
-    mode = "constant" if unit.padding_mode == "zeros" else unit.padding_mode
-    padded = F.pad(x, (*padding[1], *padding[0]), mode=mode)
-    neighbours = F.conv2d(padded, unit.weight, unit.bias, unit.stride, 0, unit.dilation, unit.groups)
-    height, width = neighbours.shape[-2:]
-    (top, _), (left, _) = padding
-    own = padded[:, :, top :: unit.stride[0], left :: unit.stride[1]][:, :, :height, :width]  # x at o * stride
-    return neighbours + sign * F.conv2d(own, unit.weight.sum((2, 3), keepdim=True), groups=unit.groups)
-
-
-def literal(x, layer):
-    """The four convolutions of the paper."""
-    contrast = literal_unit(x, layer.contrast, 1)
-    detail = literal_unit(x, layer.detail, -1)
-    return layer.contrast_theta.sigmoid() * contrast + layer.detail_theta.sigmoid() * detail
-
-
 def assert_like_literal(layer, x, atol):
     x = x.requires_grad_()
     nn.init.normal_(layer.contrast_theta)
     nn.init.normal_(layer.detail_theta)
     inputs = [x, *layer.parameters()]
     results = []
-    for function in (layer, lambda x: literal(x, layer)):
+    for function in (layer, literal_copy(layer)):
         y = function(x)
         gradients = torch.autograd.grad((y * torch.arange(y.numel(), dtype=y.dtype).cos().view_as(y)).sum(), inputs)
         results.append([y, *gradients])
@@ -128,6 +103,28 @@ def test_gradcheck():
             return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))  # noqa: B023
 
         assert torch.autograd.gradcheck(function, (x, *values))
+        assert torch.autograd.gradgradcheck(function, (x, *values))
+
+
+def test_gradients_per_sample():
+    layer = DAConv(2, 3, 3, padding=1, dtype=torch.float64)
+    parameters, x = dict(layer.named_parameters()), torch.rand(3, 2, 6, 5, dtype=torch.float64)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x[None],)).square().sum()
+
+    together = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for index in range(3):
+        alone = torch.func.grad(loss)(parameters, x[index])
+        for name, gradient in alone.items():
+            torch.testing.assert_close(together[name][index], gradient)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_is_the_papers_in_channels_last(bias):
+    layer = DAConv(4, 6, 3, padding=1, bias=bias, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 4, 7, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert_like_literal(layer, x, atol=1e-11)
 
 
 @pytest.mark.parametrize(("unit", "sign"), [(CAUnit, 1), (DAUnit, -1)])
@@ -183,7 +180,7 @@ def test_kernel_is_built_once_in_inference_until_something_changes(monkeypatch):
         calls.clear()
         with torch.no_grad():
             torch.testing.assert_close(
-                layer(x.to(layer.contrast.weight.dtype)), literal(x.to(layer.contrast.weight.dtype), layer)
+                layer(x.to(layer.contrast.weight.dtype)), literal_copy(layer)(x.to(layer.contrast.weight.dtype))
             )
             count = len(calls)
             layer(x.to(layer.contrast.weight.dtype))
