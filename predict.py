@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are 
     import numpy as np
     import numpy.typing as npt
 
-    from models import Generator
+    from models import Network
     from utils.device import Arithmetic
 
 REPOSITORY = Path(__file__).resolve().parent
@@ -45,7 +45,7 @@ class Corrector:
         size: longest side in pixels of what the network sees.
     """
 
-    def __init__(self, generator: "Generator", arithmetic: "Arithmetic", size: int) -> None:
+    def __init__(self, generator: "Network", arithmetic: "Arithmetic", size: int) -> None:
         self.generator = arithmetic.place(generator).eval()
         self.arithmetic = arithmetic
         self.size = size

@@ -28,16 +28,23 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from data import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate, color_jitter
-from models import build_discriminator, build_generator
-from models.losses import adversarial_loss, discriminator_loss, pyramid_loss, reconstruction_loss
+from models import UnknownNetworkError, build_discriminator, build_generator
+from models.daconv import merge_daconv
+from models.losses import adversarial_loss, discriminator_loss
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from utils.config import Config, ConfigError, load_config
+from utils.config import Config, ConfigError, config_from_dict, load_config
 from utils.device import Arithmetic
 from utils.files import atomic_path, write_text
 from utils.metrics import psnr, quantise, ssim
 from utils.weights import is_whole, save_weights
 
-ARCHITECTURE = ("laplacian_level_count", "layer_count_of_every_unet", "first_layer_out_channels_of_every_unet")
+ARCHITECTURE = (
+    "model",
+    "laplacian_level_count",
+    "layer_count_of_every_unet",
+    "first_layer_out_channels_of_every_unet",
+)
+"""Keys of conf.json that describe the network of a weights file. A checkpoint's also depends on `conv`."""
 SAMPLE_COUNT = 6
 
 
@@ -139,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", config.CUDA_VISIBLE_DEVICES)
         with StopRequest() as stop:
             return train(config, stop)
-    except (ConfigError, NoPhotosError) as error:
+    except (ConfigError, NoPhotosError, UnknownNetworkError) as error:
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:
         code, message = 1, str(error)
@@ -249,13 +256,13 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
     if not path.exists():
         return
     saved = load_checkpoint(path, TrainingState.ENTRIES)
-    config, old = state.config.to_dict(), saved["config"]
-    changed = {name for name in config if config[name] != old.get(name)}
+    config, old = state.config.to_dict(), config_from_dict(saved["config"], source=str(path)).to_dict()
+    changed = {name for name in config if config[name] != old[name]}
     for name in sorted(changed):
-        print(f"changed since the checkpoint: {name} = {old.get(name)} -> {config[name]}", file=sys.stderr)
-        if name in ARCHITECTURE:
+        print(f"changed since the checkpoint: {name} = {old[name]} -> {config[name]}", file=sys.stderr)
+        if name in (*ARCHITECTURE, "conv"):
             raise CheckpointError(
-                f"{path}: made with {name} = {old.get(name)}, not {config[name]}: "
+                f"{path}: made with {name} = {old[name]}, not {config[name]}: "
                 "give model_save_dir another folder, or move this one away"
             )
     state.load_state_dict(saved)
@@ -276,9 +283,12 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
 
 def announce(config: Config, state: TrainingState, arithmetic: Arithmetic, batches: EpochBatches) -> None:
     """Print what is about to happen."""
-    parameters = sum(parameter.numel() for parameter in state.generator.parameters())
+    parameters = f"{sum(parameter.numel() for parameter in state.generator.parameters()):,} parameters"
+    if config.conv == "daconv":
+        merged = sum(parameter.numel() for parameter in merge_daconv(state.generator).parameters())
+        parameters += f" ({merged:,} once merged)"
     print(
-        f"{arithmetic}; {parameters:,} parameters; "
+        f"{arithmetic}; {config.model}, {parameters}; "
         f"{batches.count} photos, {len(batches)} steps per epoch, {config.epochs} epochs",
         file=sys.stderr,
     )
@@ -312,10 +322,7 @@ def train_step(state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, ad
     inputs, targets = make_pairs(batch, arithmetic)
     with arithmetic.autocast():
         outputs = state.generator(inputs)
-    parts = {
-        "reconstruction": reconstruction_loss(outputs[0], targets),
-        "pyramid": pyramid_loss(outputs, targets),
-    }
+    parts = state.generator.losses(inputs, outputs, targets)
     if adversarial:
         fake = resize(outputs[0], config.discriminator_image_size)
         state.discriminator.requires_grad_(False)  # this step moves the generator alone
@@ -381,8 +388,8 @@ def photos_left(config: Config, batches: EpochBatches, step: int) -> int:
 def show_progress(bar: "tqdm[Any]", state: TrainingState, speed: float, photos_left: int) -> None:
     """Advance the bar and show this epoch's means so far; what matters most comes first, as terminals are narrow."""
     photos = state.totals["photos"]
-    shown = ("loss", "reconstruction", "pyramid", "adversarial", "discriminator")
-    parts = [f"{name} {state.totals[name] / photos:.3g}" for name in shown if name in state.totals]
+    unshown = ("photos", "psnr", "gradient", "discriminator_gradient")
+    parts = [f"{name} {total / photos:.3g}" for name, total in state.totals.items() if name not in unshown]
     facts = [
         f"left {tqdm.format_interval(max(photos_left, 0) / max(speed, 1e-9))}",
         f"{speed:.1f} img/s",
@@ -453,15 +460,27 @@ def finish_epoch(state: TrainingState, folder: Path, valid: dict[str, float], sp
     save_checkpoint(folder / "last.pt", contents)  # last: a kill before it repeats the epoch and all of its files
 
 
-def export(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the generator of a checkpoint as the weights file that predict.py reads."""
-    config = checkpoint["config"]
+def export(path: Path, checkpoint: dict[str, Any], **options: Any) -> None:
+    """Write the network of a checkpoint, merged, as the weights file that predict.py reads.
+
+    `options` are those of `save_weights`.
+
+    Raises:
+        RuntimeError: the checkpoint's tensors do not fit its configuration.
+        OSError: the folder is missing, read-only or full.
+    """
+    config = config_from_dict(checkpoint["config"], source=str(path))
+    network = build_generator(config)
+    network.load_state_dict(checkpoint["generator"])
+    plain = merge_daconv(network) if config.conv == "daconv" else network
+    values = config.to_dict()
     save_weights(
         path,
-        checkpoint["generator"],
-        architecture={name: config[name] for name in ARCHITECTURE},
-        working_size=config["working_size"],
-        training={"config": config, **checkpoint["history"][-1]},
+        plain.state_dict(),
+        architecture={name: values[name] for name in ARCHITECTURE},
+        working_size=config.working_size,
+        training={"config": values, **(checkpoint["history"] or [{}])[-1]},
+        **options,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from models import Generator
+from models.generator import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
 from train import FailureLog, TrainingState, build_loader, set_learning_rates, train_step, validate
 from utils.config import load_config

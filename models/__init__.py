@@ -1,29 +1,44 @@
 """The networks. This package imports torch and nothing of the project."""
 
-from collections.abc import Sequence
-from typing import Protocol
-
+from .daconv import to_daconv
 from .discriminator import Discriminator
 from .generator import Generator
+from .network import Architecture, Network
+from .prenet import PReNet
+from .zero_dce import ZeroDCE
 
-__all__ = ["Architecture", "Discriminator", "Generator", "build_discriminator", "build_generator"]
+__all__ = ["NETWORKS", "Architecture", "Network", "UnknownNetworkError", "build_discriminator", "build_generator"]
 
-
-class Architecture(Protocol):
-    """What `build_generator` reads: a configuration, or the architecture stored in a weights file."""
-
-    @property
-    def layer_count_of_every_unet(self) -> Sequence[int]:
-        """Encoder stages of each level's U-Net, coarsest first."""
-
-    @property
-    def first_layer_out_channels_of_every_unet(self) -> Sequence[int]:
-        """First-stage channels of each level's U-Net, coarsest first."""
+NETWORKS: dict[str, type[Network]] = {
+    "msec": Generator,
+    "zero_dce": ZeroDCE,
+    "prenet": PReNet,
+}
+"""The networks by the names that conf.json and weights files give them."""
 
 
-def build_generator(config: Architecture) -> Generator:
-    """Return the untrained generator that `config` describes; it starts at the identity."""
-    return Generator(config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
+class UnknownNetworkError(ValueError):
+    """A name that is not in `NETWORKS`."""
+
+
+def build_generator(config: Architecture) -> Network:
+    """Return the untrained network that `config` describes.
+
+    Its convolutions are plain, or DAConv if `config.conv` is "daconv". Both compute the same function before training:
+    DAConv starts from the plain network's kernels. What is not said is "msec" and "plain".
+
+    Raises:
+        UnknownNetworkError: there is no network of this name.
+    """
+    name = getattr(config, "model", "msec")
+    if name not in NETWORKS:
+        raise UnknownNetworkError(f'model = "{name}": allowed are {", ".join(NETWORKS)}')
+    network = NETWORKS[name].from_config(config)
+    if getattr(config, "conv", "plain") == "plain":
+        return network
+    converted, _ = to_daconv(network, keep_function=True)
+    assert isinstance(converted, Network)
+    return converted
 
 
 def build_discriminator(config: object = None) -> Discriminator:

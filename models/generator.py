@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .losses import pyramid_loss, reconstruction_loss
+from .network import Architecture, Network
 from .pyramid import gaussian_expand, laplacian_pyramid
 from .unet import UNet
 
 
-class Generator(nn.Module):
+class Generator(Network):
     """Correct the exposure of `(B, 3, H, W)` sRGB in [0, 1], any height and width.
 
     Args:
@@ -38,6 +40,11 @@ class Generator(nn.Module):
         for parameter in self.up.parameters():
             nn.init.zeros_(parameter)
 
+    @classmethod
+    def from_config(cls, config: Architecture) -> "Generator":
+        """Return the untrained generator; it starts at the identity."""
+        return cls(config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
+
     def forward(self, photo: Tensor) -> list[Tensor]:
         *bands, x = laplacian_pyramid(photo, len(self.unets))  # finest first; x: the low-pass rest
         x = x + self.unets[0](x)
@@ -50,3 +57,7 @@ class Generator(nn.Module):
             x = x + unet(x)
         outputs.append(x)
         return outputs[::-1]
+
+    def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Return L_rec and L_pyr (equations 2 and 3)."""
+        return {"reconstruction": reconstruction_loss(outputs[0], target), "pyramid": pyramid_loss(outputs, target)}

@@ -76,6 +76,12 @@ class Config:
     model_save_dir: str
     """Folder for checkpoints, weights, metrics and sample pictures. A run found there is resumed."""
 
+    model: str = "msec"
+    """Network to train, one of those that models/__init__.py lists: "msec", "zero_dce", "prenet"."""
+
+    conv: Literal["plain", "daconv"] = "plain"
+    """Convolutions of the network: "daconv" trains each 3x3 one as a DAConv; predict.py gets them merged."""
+
     laplacian_level_count: int = _between(1, 8)
     """Levels of the Laplacian pyramid, one U-Net each."""
 

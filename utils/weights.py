@@ -44,14 +44,15 @@ def save_weights(
     architecture: dict[str, Any],
     working_size: int,
     training: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a weights file, in half precision, and its digest, each atomically; arguments as in `Weights`.
+    """Write a weights file, its tensors as `dtype`, and its digest, each atomically; arguments as in `Weights`.
 
     Raises:
         OSError: the folder is missing, read-only or full.
     """
     header = {"version": VERSION, "architecture": architecture, "working_size": working_size, "training": training}
-    tensors = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={KEY: json.dumps(header)})

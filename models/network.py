@@ -1,0 +1,48 @@
+"""What train.py, merge.py and predict.py ask of a network."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Architecture(Protocol):
+    """What `build_generator` reads: a configuration, or the architecture stored in a weights file."""
+
+    @property
+    def model(self) -> str:
+        """Name of the network, as `models.NETWORKS` lists it."""
+
+    @property
+    def layer_count_of_every_unet(self) -> Sequence[int]:
+        """Encoder stages of each level's U-Net, coarsest first."""
+
+    @property
+    def first_layer_out_channels_of_every_unet(self) -> Sequence[int]:
+        """First-stage channels of each level's U-Net, coarsest first."""
+
+
+class Network(nn.Module):
+    """A network that corrects the exposure of photos. A new one defines these three and is listed in `models.NETWORKS`.
+
+    `forward` maps `(B, 3, H, W)` sRGB in [0, 1] of any height and width to a list of tensors in float32: first the
+    corrected photos `(B, 3, H, W)`, unclipped, then whatever else the losses need.
+    """
+
+    @classmethod
+    def from_config(cls, config: Architecture) -> "Network":
+        """Return the untrained network that `config` describes."""
+        raise NotImplementedError
+
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        raise NotImplementedError
+
+    def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Return the weighted terms of the training loss, which is their sum.
+
+        Args:
+            photo: `(B, 3, H, W)`, what the network was given.
+            outputs: what it returned.
+            target: `(B, 3, H, W)`, the well-exposed photo. A network trained without targets leaves it alone.
+        """
+        raise NotImplementedError
