@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ERROR {error}", file=sys.stderr)
         return 1
     except (RuntimeError, ValueError) as error:
-        print(f"ERROR {arguments.checkpoint}: its tensors are of another network ({error})", file=sys.stderr)
+        reason = " ".join(str(error).split())[:200]  # torch lists every tensor on a line of its own
+        print(f"ERROR {arguments.checkpoint}: its tensors are of another network ({reason})", file=sys.stderr)
         return 1
     merged = build_generator(weights.architecture).eval()
     merged.load_state_dict(weights.state)

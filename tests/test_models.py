@@ -3,7 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models import build_discriminator, build_generator
+import models.zero_dce
+from models import NETWORKS, UnknownNetworkError, build_discriminator, build_generator
+from models.daconv import DAConv, merge_daconv
 from models.losses import adversarial_loss, discriminator_loss, pyramid_loss, reconstruction_loss
 from models.pyramid import gaussian_expand, gaussian_pyramid
 
@@ -11,6 +13,11 @@ DOCUMENTED = SimpleNamespace(
     layer_count_of_every_unet=(4, 3, 3, 3), first_layer_out_channels_of_every_unet=(24, 24, 24, 16)
 )
 SMALL = SimpleNamespace(layer_count_of_every_unet=(2, 1, 1), first_layer_out_channels_of_every_unet=(4, 4, 4))
+PARAMETERS = {"msec": 7_015_449, "zero_dce": 79_416, "prenet": 168_963}
+
+
+def named(model, conv="plain", like=SMALL):
+    return SimpleNamespace(**vars(like), model=model, conv=conv)
 
 
 def count(module):
@@ -106,3 +113,125 @@ def test_adversarial_losses_at_known_logits():
     torch.testing.assert_close(discriminator_loss(zero, zero), ln2)
     assert adversarial_loss(high) < 1e-3 < 8 < adversarial_loss(-high)
     assert discriminator_loss(high, -high) < 1e-3 < 8 < discriminator_loss(-high, high)
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_networks_have_the_papers_parameters_plain_and_merged(model):
+    assert count(build_generator(named(model, like=DOCUMENTED))) == PARAMETERS[model]
+    decoupled = build_generator(named(model, "daconv", like=DOCUMENTED))
+    assert any(isinstance(module, DAConv) for module in decoupled.modules())
+    assert not any(type(module) is torch.nn.Conv2d and module.kernel_size == (3, 3) for module in decoupled.modules())
+    assert count(merge_daconv(decoupled)) == PARAMETERS[model]
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_plain_and_daconv_start_as_the_same_function(model):
+    networks = []
+    for conv in ("plain", "daconv"):
+        torch.manual_seed(3)
+        networks.append(build_generator(named(model, conv)))
+    photo = torch.rand(2, 3, 24, 31)
+    plain, decoupled = (network(photo) for network in networks)
+    for ours, theirs in zip(decoupled, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("conv", ["plain", "daconv"])
+@pytest.mark.parametrize("model", NETWORKS)
+def test_every_network_keeps_any_size_and_uses_every_parameter(model, conv):
+    torch.manual_seed(0)
+    network = build_generator(named(model, conv))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    for size in ((1, 1), (17, 9), (37, 53)):
+        photo = torch.rand(2, 3, *size)
+        outputs = network(photo)
+        assert outputs[0].shape == photo.shape and all(output.dtype == torch.float32 for output in outputs)
+    terms = network.losses(photo, outputs, torch.zeros_like(photo))
+    assert all(term.shape == () and torch.isfinite(term) for term in terms.values())
+    sum(terms.values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("model", ["msec", "zero_dce", "prenet"])
+def test_networks_compute_in_bfloat16_and_answer_in_float32(model):
+    torch.manual_seed(0)
+    network = build_generator(named(model))
+    photo = torch.rand(1, 3, 32, 32)
+    exact = network(photo)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(photo)[0]
+    assert output.dtype == torch.float32 and (output - exact).abs().max() < 0.01
+
+
+def test_an_unknown_network_is_refused_by_name():
+    with pytest.raises(UnknownNetworkError, match='model = "msecc": allowed are msec, zero_dce, prenet'):
+        build_generator(named("msecc"))
+
+
+def test_zero_dce_applies_its_eight_curves():
+    network = build_generator(named("zero_dce"))
+    with torch.no_grad():
+        network.convs[-1].weight.zero_()
+        network.convs[-1].bias.copy_(torch.linspace(-2, 2, 24))
+    photo = torch.rand(1, 3, 8, 9)
+    corrected, parameters = network(photo)
+    assert parameters.shape == (1, 24, 8, 9)
+    for channel in range(3):
+        x = photo[0, channel]
+        for iteration in range(8):
+            x = x + torch.linspace(-2, 2, 24)[3 * iteration + channel].tanh() * x * (1 - x)
+        torch.testing.assert_close(corrected[0, channel], x)
+    assert 0 <= corrected.min() and corrected.max() <= 1
+
+
+def test_zero_dce_losses_are_the_papers_equations():
+    torch.manual_seed(0)
+    before, after = torch.rand(2, 3, 32, 48), torch.rand(2, 3, 32, 48)
+    maps = torch.rand(2, 24, 32, 48) * 2 - 1
+
+    spatial = exposure = colour = smoothness = 0.0
+    for b in range(2):
+        old, new = (x[b].mean(0).unfold(0, 4, 4).unfold(1, 4, 4).mean((2, 3)) for x in (before, after))  # 8x12 regions
+        for i in range(8):
+            for j in range(12):
+                for m, n in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                    if 0 <= m < 8 and 0 <= n < 12:
+                        spatial += ((new[i, j] - new[m, n]).abs() - (old[i, j] - old[m, n]).abs()) ** 2 / (8 * 12) / 2
+        for i in range(2):
+            for j in range(3):
+                exposure += (after[b, :, 16 * i : 16 * i + 16, 16 * j : 16 * j + 16].mean() - 0.6).abs() / 6 / 2
+        means = after[b].mean((1, 2))
+        colour += sum((means[p] - means[q]) ** 2 for p, q in ((0, 1), (0, 2), (1, 2))) / 2
+        for n in range(8):
+            for c in range(3):
+                a = maps[b, 3 * n + c]
+                down, across = (a[1:, :-1] - a[:-1, :-1]).abs(), (a[:-1, 1:] - a[:-1, :-1]).abs()
+                smoothness += ((down + across) ** 2).mean() / 8 / 2
+
+    network = build_generator(named("zero_dce"))
+    terms = network.losses(before, [after, maps], torch.full_like(before, torch.nan))  # no target is looked at
+    expected = {"spatial": spatial, "exposure": exposure, "colour": 0.5 * colour, "smoothness": 20 * smoothness}
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_zero_dce_does_nothing_where_its_curves_are_straight():
+    photo = torch.rand(1, 3, 5, 5)
+    assert torch.equal(models.zero_dce.curves(photo, torch.zeros(1, 24, 5, 5)), photo)
+
+
+def test_prenet_iterates_six_times_from_an_empty_state_and_starts_at_the_identity():
+    network = build_generator(named("prenet"))
+    seen = []
+    network.entry.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    photo = torch.rand(1, 3, 12, 10)
+    assert torch.equal(network(photo)[0], photo)
+    torch.nn.init.normal_(network.exit.weight, std=0.1)
+    seen.clear()
+    first = network(photo)[0]
+    assert len(seen) == 6 and torch.equal(seen[0], torch.cat((photo, photo), dim=1))
+    assert all(torch.equal(x[:, :3], photo) for x in seen) and not torch.equal(seen[2][:, 3:], seen[1][:, 3:])
+    assert torch.equal(network(photo)[0], first)

@@ -13,6 +13,7 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 
+import models.generator
 import train
 from models import build_generator
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -71,16 +72,41 @@ def first_batch_and_state(config_path, *overrides):
     return next(iter(loader)), train.TrainingState(config, arithmetic, photos=[]), arithmetic
 
 
+@pytest.mark.parametrize("conv", ["plain", "daconv"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_training_learns(small_config_path, precision):
-    batch, state, arithmetic = first_batch_and_state(small_config_path, "init_lr=0.005", f"precision={precision}")
+def test_training_learns(small_config_path, precision, conv):
+    options = ["init_lr=0.005", f"precision={precision}", f"conv={conv}"]
+    batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
     parts = [train.train_step(state, batch, arithmetic, adversarial=False) for _ in range(100)]
     assert parts[-1]["loss"] < 0.5 * parts[0]["loss"] and parts[-1]["psnr"] > parts[0]["psnr"] + 5
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGINT, 2)])
-def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers):
-    options = ["epochs=10", f"num_workers={workers}", "checkpoint_every_steps=2"]
+@pytest.mark.parametrize("model", ["zero_dce", "prenet"])
+def test_the_other_networks_learn(small_config_path, model):
+    options = ["init_lr=0.001", f"model={model}", "conv=daconv"]
+    batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
+    parts = [train.train_step(state, batch, arithmetic, adversarial=False) for _ in range(40)]
+    assert parts[-1]["loss"] < 0.8 * parts[0]["loss"]
+
+
+def test_zero_dce_trains_without_targets(small_config_path):
+    batch, state, arithmetic = first_batch_and_state(small_config_path, "model=zero_dce")
+    inputs, targets = train.make_pairs(batch, arithmetic)
+    terms = state.generator.losses(inputs, state.generator(inputs), torch.full_like(targets, math.nan))
+    assert terms.keys() == {"spatial", "exposure", "colour", "smoothness"} and all(map(torch.isfinite, terms.values()))
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "network"),
+    [
+        (signal.SIGKILL, 0, []),
+        (signal.SIGKILL, 2, []),
+        (signal.SIGINT, 2, []),
+        (signal.SIGKILL, 0, ["model=prenet", "conv=daconv"]),
+    ],
+)
+def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers, network):
+    options = ["epochs=10", f"num_workers={workers}", "checkpoint_every_steps=2", *network]
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
     process = start(small_config_path, *options)
     last = photos / "run" / "last.pt"
@@ -135,8 +161,8 @@ def test_a_stop_after_an_epochs_last_step_goes_on_with_its_validation(small_conf
 def test_nan_stops_with_step_parts_and_names_and_keeps_the_checkpoint(small_config_path, photos, monkeypatch, capsys):
     assert run(small_config_path, "epochs=1") == 0
     whole = (photos / "run" / "last.pt").read_bytes()
-    original = train.reconstruction_loss
-    monkeypatch.setattr(train, "reconstruction_loss", lambda *a: original(*a) * math.nan)
+    original = models.generator.reconstruction_loss
+    monkeypatch.setattr(models.generator, "reconstruction_loss", lambda *a: original(*a) * math.nan)
     assert run(small_config_path, "epochs=2") == 1
     message = capsys.readouterr().err
     for words in ("not finite in epoch 2, step 1", "reconstruction = nan", "pyramid = 0.", "photos: ", ".jpg"):
@@ -183,9 +209,11 @@ def test_weights_lost_between_two_writes_are_written_again(small_config_path, ph
 
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_too(small_config_path, photos, monkeypatch, capsys):
-    original = train.reconstruction_loss
+    original = models.generator.reconstruction_loss
     # sqrt has an infinite slope at 0
-    monkeypatch.setattr(train, "reconstruction_loss", lambda y, t: original(y, t) + (y - y.detach()).sum().abs().sqrt())
+    monkeypatch.setattr(
+        models.generator, "reconstruction_loss", lambda y, t: original(y, t) + (y - y.detach()).sum().abs().sqrt()
+    )
     assert run(small_config_path) == 1
     message = capsys.readouterr().err
     assert "not finite in epoch 1, step 1" in message and "gradient = " in message

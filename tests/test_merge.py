@@ -1,0 +1,144 @@
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+from torch import nn
+
+import merge
+import models
+import predict
+import train
+from models import NETWORKS, Network, build_generator
+from models.daconv import DAConv
+from models.losses import reconstruction_loss
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.weights import load_weights
+
+
+def run(path, *overrides):
+    return train.main(["--config", str(path), *(word for override in overrides for word in ("--set", override))])
+
+
+class Fourth(Network):
+    """What CONTRIBUTING.md asks of a new network, and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+    def forward(self, photo):
+        return [photo + self.conv(photo)]
+
+    def losses(self, photo, outputs, target):
+        return {"reconstruction": reconstruction_loss(outputs[0], target)}
+
+
+@pytest.mark.parametrize("model", [*NETWORKS, "fourth"])
+def test_train_merge_and_predict_with_every_network(model, small_config_path, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.NETWORKS, "fourth", Fourth)
+    assert run(small_config_path, f"model={model}", "conv=daconv", "begin_use_adv_loss_epoch=9", "epochs=2") == 0
+    merged = tmp_path / "new" / "merged.safetensors"
+    assert merge.main([str(photos / "run" / "best.pt"), "-o", str(merged)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert float(re.search(r"random input (\S+),", line)[1]) < 1e-5
+
+    weights = load_weights(merged)
+    plain = build_generator(weights.architecture).eval()
+    assert not any(isinstance(module, DAConv) for module in plain.modules())
+    plain.load_state_dict(weights.state)
+    checkpoint = load_checkpoint(photos / "run" / "best.pt")
+    trained = build_generator(SimpleNamespace(**checkpoint["config"])).eval()
+    trained.load_state_dict(checkpoint["generator"])
+    photo = torch.rand(1, 3, 40, 51)
+    with torch.no_grad():
+        assert (plain(photo)[0] - trained(photo)[0]).abs().max() < 1e-5
+    released = load_weights(photos / "run" / "best.safetensors")  # what train.py wrote is merged as well
+    assert released.architecture == weights.architecture and released.state.keys() == weights.state.keys()
+    for name, tensor in released.state.items():
+        torch.testing.assert_close(tensor, weights.state[name], atol=1e-3, rtol=1e-3)
+
+    picture(70, 50, seed=1).save(tmp_path / "photo.png")
+    assert predict.main([str(tmp_path / "photo.png"), "-o", str(tmp_path / "out"), "-w", str(merged)]) == 0
+    with Image.open(tmp_path / "out" / "photo.png") as corrected:
+        assert np.asarray(corrected).shape == (50, 70, 3)
+
+
+@pytest.fixture
+def checkpoint(small_config_path, photos):
+    assert run(small_config_path, "conv=daconv", "epochs=1") == 0
+    return photos / "run" / "best.pt"
+
+
+def changed(checkpoint, **entries):
+    save_checkpoint(checkpoint, {**load_checkpoint(checkpoint), **entries})
+
+
+def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(checkpoint, tmp_path, capsys):
+    out = tmp_path / "merged.safetensors"
+    whole = load_checkpoint(checkpoint)
+
+    def refused(*words):
+        capsys.readouterr()
+        assert merge.main([str(checkpoint), "-o", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and str(checkpoint) in error and all(word in error for word in words), error
+        assert not out.exists() and not list(tmp_path.glob("*.sha256"))
+
+    changed(checkpoint, config={**whole["config"], "conv": "plain"})
+    refused("plain", "nothing to merge")
+    changed(checkpoint, config={**whole["config"], "model": "prenet"})
+    refused("another network")
+    changed(checkpoint, config={**whole["config"], "model": "unknown"})
+    refused("unknown", "prenet")
+    changed(checkpoint, config={**whole["config"], "new_key": 1})
+    refused("new_key")
+    save_checkpoint(checkpoint, {"generator": whole["generator"]})
+    refused("not a checkpoint")
+    checkpoint.write_bytes(b"junk")
+    refused("damaged")
+    checkpoint.unlink()
+    refused("No such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{run}/best.safetensors", "-o", "{run}/new.safetensors"], "merged already"),
+        (["{run}/best.pt", "-o", "{run}/new.pt"], "must end in .safetensors"),
+        (["{run}/best.pt", "-o", "{run}/best.safetensors"], "--overwrite"),
+        (["{run}/best.pt"], "required"),
+    ],
+)
+def test_usage_errors(checkpoint, arguments, words, capsys):
+    before = (checkpoint.parent / "best.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        merge.main([word.format(run=checkpoint.parent) for word in arguments])
+    assert words in capsys.readouterr().err
+    assert (checkpoint.parent / "best.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_before_the_first_epoch_can_be_merged_over_an_old_file(checkpoint, tmp_path):
+    changed(checkpoint, history=[])
+    out = tmp_path / "merged.safetensors"
+    out.write_bytes(b"old")
+    assert merge.main([str(checkpoint), "-o", str(out), "--overwrite"]) == 0
+    assert load_weights(out).training["config"]["conv"] == "daconv"
+
+
+def test_an_unknown_network_is_refused_before_training(small_config_path, photos, capsys):
+    assert run(small_config_path, "model=zerodce") == 2
+    assert 'model = "zerodce": allowed are msec, zero_dce, prenet' in capsys.readouterr().err
+
+
+def test_another_network_or_convolution_does_not_resume(checkpoint, small_config_path, capsys):
+    for change in (["model=prenet", "conv=daconv"], ["conv=plain"]):
+        assert run(small_config_path, *change) == 1
+        assert change[0].split("=")[0] in capsys.readouterr().err
