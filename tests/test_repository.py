@@ -1,11 +1,12 @@
 import ast
 import re
+import sys
 
 import pytest
 from conftest import REPOSITORY
 
 ALLOWED = {"models": set(), "utils": set(), "data": {"utils"}}
-SCRIPTS = {"train", "predict"}
+SCRIPTS = {"train", "merge", "predict"}
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -20,6 +21,22 @@ def test_imports_point_one_way(package):
             for name in names:
                 top = name.split(".")[0]
                 assert top not in (ALLOWED.keys() | SCRIPTS) - ALLOWED[package], f"{path} imports {name}"
+
+
+def test_daconv_is_one_file_that_needs_torch_alone():
+    source = ast.parse((REPOSITORY / "models" / "daconv.py").read_text(encoding="utf-8"))
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(source)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "." * node.level]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert names <= {"torch", *sys.stdlib_module_names}, names
 
 
 def readme_commands():
