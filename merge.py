@@ -9,52 +9,64 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 merged, 1 the checkpoint cannot be, 2 usage."""
     arguments = parse_arguments(argv)
 
-    import torch
-
-    from models import build_generator
-    from train import TrainingState, export
+    from train import TrainingState
     from utils.checkpoint import CheckpointError, load_checkpoint
-    from utils.config import ConfigError, config_from_dict
-    from utils.weights import load_weights
+    from utils.config import ConfigError
 
     try:
         checkpoint = load_checkpoint(arguments.checkpoint, TrainingState.ENTRIES)
-        config = config_from_dict(checkpoint["config"], source=str(arguments.checkpoint))
-        if config.conv == "plain":
-            print(
-                f"ERROR {arguments.checkpoint}: its convolutions are plain: there is nothing to merge", file=sys.stderr
-            )
-            return 1
-        network = build_generator(config).eval()
-        network.load_state_dict(checkpoint["generator"])
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        export(arguments.output, checkpoint, dtype=torch.float32)
-        weights = load_weights(arguments.output)
+        print(merge(arguments.checkpoint, checkpoint, arguments.output))
+        return 0
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"ERROR {error}", file=sys.stderr)
-        return 1
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]  # torch lists every tensor on a line of its own
-        print(f"ERROR {arguments.checkpoint}: its tensors are of another network ({reason})", file=sys.stderr)
-        return 1
-    merged = build_generator(weights.architecture).eval()
-    merged.load_state_dict(weights.state)
+    except Exception as error:  # whatever a checkpoint of other contents leads to
+        reason = " ".join(str(error).split())[:300]  # torch lists every tensor on a line of its own
+        print(f"ERROR {arguments.checkpoint}: cannot be merged: {reason or type(error).__name__}", file=sys.stderr)
+    return 1
+
+
+def merge(source: Path, checkpoint: dict[str, Any], output: Path) -> str:
+    """Write a checkpoint's network, merged and checked, in float32; return a line about it.
+
+    Raises:
+        ValueError: there is nothing to merge, or the merged network is not the same function.
+        RuntimeError: the tensors are not those of the network that the configuration describes.
+        ConfigError, OSError: as `config_from_dict` and `save_weights`.
+    """
+    import torch
+
+    from models import build_generator
+    from models.daconv import merge_daconv
+    from train import export
+    from utils.config import config_from_dict
+
+    config = config_from_dict(checkpoint["config"], source=str(source))
+    if config.conv == "plain":
+        raise ValueError("its convolutions are plain: there is nothing to merge")
+    network = build_generator(config).eval()
+    network.load_state_dict(checkpoint["generator"])
+    merged = merge_daconv(network)
     photo = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, actual = network(photo)[0], merged(photo)[0]
-    difference, largest = (expected - actual).abs().max().item(), expected.abs().max().item()
+        actual, expected = merged(photo), network.double()(photo.double())
+    difference = max((a - e).abs().max().item() for a, e in zip(actual, expected, strict=True))
+    largest = max(e.abs().max().item() for e in expected)
+    if not difference <= 1e-4 * max(largest, 1):
+        raise ValueError(f"merged and unmerged outputs differ by {difference:.1e}, of up to {largest:.1e}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    export(output, checkpoint, dtype=torch.float32)
     before, after = (sum(tensor.numel() for tensor in module.parameters()) for module in (network, merged))
-    print(
-        f"{arguments.output}: {config.model}, {before:,} parameters merged into {after:,}; "
+    return (
+        f"{output}: {config.model}, {before:,} parameters merged into {after:,}; "
         f"largest difference on random input {difference:.1e}, of outputs up to {largest:.2f}"
     )
-    return 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

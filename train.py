@@ -28,7 +28,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from data import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate, color_jitter
-from models import UnknownNetworkError, build_discriminator, build_generator
+from models import NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv
 from models.losses import adversarial_loss, discriminator_loss
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -143,10 +143,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.set)
+        network_class(config.model)  # say so at once if there is none
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", config.CUDA_VISIBLE_DEVICES)
         with StopRequest() as stop:
             return train(config, stop)
-    except (ConfigError, NoPhotosError, UnknownNetworkError) as error:
+    except (ConfigError, NetworkError, NoPhotosError) as error:
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:
         code, message = 1, str(error)
@@ -284,9 +285,6 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
 def announce(config: Config, state: TrainingState, arithmetic: Arithmetic, batches: EpochBatches) -> None:
     """Print what is about to happen."""
     parameters = f"{sum(parameter.numel() for parameter in state.generator.parameters()):,} parameters"
-    if config.conv == "daconv":
-        merged = sum(parameter.numel() for parameter in merge_daconv(state.generator).parameters())
-        parameters += f" ({merged:,} once merged)"
     print(
         f"{arithmetic}; {config.model}, {parameters}; "
         f"{batches.count} photos, {len(batches)} steps per epoch, {config.epochs} epochs",
@@ -470,7 +468,8 @@ def export(path: Path, checkpoint: dict[str, Any], **options: Any) -> None:
         OSError: the folder is missing, read-only or full.
     """
     config = config_from_dict(checkpoint["config"], source=str(path))
-    network = build_generator(config)
+    with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
+        network = build_generator(config)
     network.load_state_dict(checkpoint["generator"])
     plain = merge_daconv(network) if config.conv == "daconv" else network
     values = config.to_dict()

@@ -58,9 +58,11 @@ def main() -> None:
             name = f"{batch}x{before}x{side}x{side}, {kernel}x{kernel} to {after}"
             print_ratios(name, precision, rounds(steps, arguments.rounds))
         for model in NETWORKS:
-            x = torch.rand(BATCHES[model], 3, 128, 128, device=device)
+            x = torch.rand(BATCHES.get(model, 4), 3, 128, 128, device=device)
             steps = [training_step(network, x, dtype) for network in variants(build(model), device, dtype)]
-            print_ratios(f"{model}, {BATCHES[model]}x3x128x128", precision, rounds(steps, arguments.rounds // 2))
+            print_ratios(
+                f"{model}, {BATCHES.get(model, 4)}x3x128x128", precision, rounds(steps, max(arguments.rounds // 2, 1))
+            )
 
     print("\ninference | precision | plain, ms | merged : plain | DAConv, kernel kept : plain")
     for precision, dtype in PRECISIONS.items():
@@ -75,11 +77,11 @@ def main() -> None:
     print("\nmemory | precision | a step's own, plain, MB | DAConv : plain | with parameters and Adam : plain")
     for precision, dtype in PRECISIONS.items():
         for model, side in (("msec", 128), ("msec", 256), ("zero_dce", 128), ("prenet", 128)):
-            x = torch.rand(BATCHES[model], 3, side, side, device=device)
+            x = torch.rand(BATCHES.get(model, 4), 3, side, side, device=device)
             memories = [step_memory(network, x, dtype) for network in variants(build(model), device, dtype)[:2]]
             (step, kept), (decoupled_step, decoupled_kept) = memories
             ratios = [decoupled_step / step, (decoupled_step + decoupled_kept) / (step + kept)]
-            print_row(f"{model}, {BATCHES[model]}x3x{side}x{side}", precision, f"{step / 1e6:.0f}", ratios)
+            print_row(f"{model}, {BATCHES.get(model, 4)}x3x{side}x{side}", precision, f"{step / 1e6:.0f}", ratios)
 
 
 def build(model: str) -> nn.Module:

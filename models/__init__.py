@@ -1,5 +1,7 @@
 """The networks. This package imports torch and nothing of the project."""
 
+import difflib
+
 from .daconv import to_daconv
 from .discriminator import Discriminator
 from .generator import Generator
@@ -7,7 +9,15 @@ from .network import Architecture, Network
 from .prenet import PReNet
 from .zero_dce import ZeroDCE
 
-__all__ = ["NETWORKS", "Architecture", "Network", "UnknownNetworkError", "build_discriminator", "build_generator"]
+__all__ = [
+    "NETWORKS",
+    "Architecture",
+    "Network",
+    "NetworkError",
+    "build_discriminator",
+    "build_generator",
+    "network_class",
+]
 
 NETWORKS: dict[str, type[Network]] = {
     "msec": Generator,
@@ -17,8 +27,21 @@ NETWORKS: dict[str, type[Network]] = {
 """The networks by the names that conf.json and weights files give them."""
 
 
-class UnknownNetworkError(ValueError):
-    """A name that is not in `NETWORKS`."""
+class NetworkError(ValueError):
+    """A configuration of which no network can be built. The message names the key and what is allowed."""
+
+
+def network_class(name: str) -> type[Network]:
+    """Return the network of a name.
+
+    Raises:
+        NetworkError: there is none.
+    """
+    if name not in NETWORKS:
+        nearest = difflib.get_close_matches(name.lower(), NETWORKS, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise NetworkError(f'model = "{name}" is unknown: {hint}networks are {", ".join(NETWORKS)}')
+    return NETWORKS[name]
 
 
 def build_generator(config: Architecture) -> Network:
@@ -28,15 +51,16 @@ def build_generator(config: Architecture) -> Network:
     DAConv starts from the plain network's kernels. What is not said is "msec" and "plain".
 
     Raises:
-        UnknownNetworkError: there is no network of this name.
+        NetworkError: there is no network of this name, or no convolution in it that DAConv could replace.
     """
     name = getattr(config, "model", "msec")
-    if name not in NETWORKS:
-        raise UnknownNetworkError(f'model = "{name}": allowed are {", ".join(NETWORKS)}')
-    network = NETWORKS[name].from_config(config)
+    network = network_class(name).from_config(config)
     if getattr(config, "conv", "plain") == "plain":
         return network
-    converted, _ = to_daconv(network, keep_function=True)
+    try:
+        converted, _ = to_daconv(network, keep_function=True)
+    except ValueError as error:
+        raise NetworkError(f'conv = "daconv" does not suit model = "{name}": {error}') from None
     assert isinstance(converted, Network)
     return converted
 

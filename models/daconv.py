@@ -15,7 +15,7 @@ the ordinary kernels: DAConv changes how a kernel is learned, not what it can ex
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -74,15 +74,13 @@ class _Aggregation(torch.autograd.Function):
 
     @staticmethod
     def forward(contrast: Tensor, detail: Tensor, theta_c: Tensor, theta_d: Tensor, tap: tuple[int, int]) -> Tensor:
-        share_c, share_d = theta_c.sigmoid(), theta_d.sigmoid()
-        kernel = torch.mul(contrast, share_c).addcmul_(detail, share_d)
-        kernel[:, :, tap[0], tap[1]] += share_c * contrast.sum(dim=(2, 3)) - share_d * detail.sum(dim=(2, 3))
-        return kernel
+        return _aggregate(contrast, detail, theta_c.sigmoid(), theta_d.sigmoid(), tap)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, ctx.tap = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,6 +93,25 @@ class _Aggregation(torch.autograd.Function):
         of_theta_c = (1 - share_c) * _inner(of_contrast, contrast)
         of_theta_d = (1 - share_d) * _inner(of_detail, detail)
         return of_contrast, of_detail, of_theta_c, of_theta_d, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        values = ctx.saved_tensors
+        of_contrast, of_detail, of_theta_c, of_theta_d = (
+            torch.zeros_like(value) if tangent is None else tangent
+            for value, tangent in zip(values, tangents, strict=False)
+        )
+        share_c, share_d = values[2].sigmoid(), values[3].sigmoid()
+        slope_c, slope_d = share_c * (1 - share_c) * of_theta_c, share_d * (1 - share_d) * of_theta_d
+        weights = _aggregate(of_contrast, of_detail, share_c, share_d, ctx.tap)
+        return weights + _aggregate(values[0], values[1], slope_c, slope_d, ctx.tap)
+
+
+def _aggregate(contrast: Tensor, detail: Tensor, a: Tensor, b: Tensor, tap: tuple[int, int]) -> Tensor:
+    """Return a W_c + b W_d with (a S_c - b S_d) added at the own tap, for the units' shares a and b."""
+    kernel = torch.mul(contrast, a).addcmul_(detail, b)
+    kernel[:, :, tap[0], tap[1]] += a * contrast.sum(dim=(2, 3)) - b * detail.sum(dim=(2, 3))
+    return kernel
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
@@ -112,14 +129,21 @@ class _Kept(NamedTuple):
     merged: tuple[Tensor, Tensor | None]
 
 
+def _of_contrast(name: str) -> property:
+    """Return a property that reads an attribute of the contrast-aware unit, and cannot be set."""
+    return property(lambda layer: getattr(layer.contrast, name), doc=f"As `nn.Conv2d.{name}`; read-only.")
+
+
 class DAConv(nn.Module):
     """The decoupled convolution: a contrast-aware and a detail-aware unit, mixed by two learned scalars.
 
     Arguments and shapes are those of `nn.Conv2d`: `(B, in_channels, H, W)` to `(B, out_channels, H', W')`. The
-    parameters are weight and bias of both units and the two scalars theta, which start at 1 as in the paper; `weight`
-    and `bias` give the merged kernel. Outside training, and where no gradients are recorded, the kernel is built once
-    and kept until a parameter is changed in place, replaced or moved, or `train()` or `eval()` is called (writing
-    through `parameter.data` goes unnoticed until then).
+    parameters are weight and bias of both units and the two scalars theta, which start at 1 as in the paper; `merge`
+    returns the kernel and bias that they make. The units' own `forward` is not called: hooks on them do not run.
+
+    Outside training, and where no gradients are recorded, the kernel is built once and kept until a parameter is
+    changed, replaced or moved, or the layer is run with gradients. Only writing through `parameter.data` goes unnoticed
+    until `train()` or `eval()` is called.
 
     Raises:
         ValueError: as `nn.Conv2d`; or no tap reads the output pixel's own position; or the kernel has a single tap,
@@ -132,9 +156,23 @@ class DAConv(nn.Module):
         self.detail = DAUnit(*args, **kwargs)
         self.contrast_theta = nn.Parameter(self.contrast.weight.new_ones(()))
         self.detail_theta = nn.Parameter(self.contrast.weight.new_ones(()))
-        for name in GEOMETRY:
-            setattr(self, name, getattr(self.contrast, name))
         self._kept: _Kept | None = None
+
+    in_channels = _of_contrast("in_channels")
+    out_channels = _of_contrast("out_channels")
+    kernel_size = _of_contrast("kernel_size")
+    stride = _of_contrast("stride")
+    padding = _of_contrast("padding")
+    dilation = _of_contrast("dilation")
+    groups = _of_contrast("groups")
+    padding_mode = _of_contrast("padding_mode")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):  # code that initialises these would change a copy, without a word
+            raise AttributeError(
+                f"DAConv has no {name} of its own: initialise contrast.{name} and detail.{name}, read merge()"
+            )
+        return super().__getattr__(name)
 
     def merge(self) -> tuple[Tensor, Tensor | None]:
         """Return kernel and bias of the plain convolution with the same function, with their gradients' graph."""
@@ -146,25 +184,20 @@ class DAConv(nn.Module):
         contrast, detail = self.contrast_theta.sigmoid(), self.detail_theta.sigmoid()
         return kernel, contrast * self.contrast.bias + detail * self.detail.bias
 
-    @property
-    def weight(self) -> Tensor:
-        """The merged kernel, of the shape of `nn.Conv2d.weight`."""
-        return self.merge()[0]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The merged bias, `(out_channels,)`."""
-        return self.merge()[1]
-
     def forward(self, input: Tensor) -> Tensor:
-        kernel, bias = self.merge() if self.training or torch.is_grad_enabled() else self._merge_once()
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._kept = None  # an optimizer's step may follow, and a fused one leaves no trace
+            kernel, bias = self.merge()
+        else:
+            kernel, bias = self._merge_once()
         return convolve(input, self.contrast, kernel, bias)
 
     def _merge_once(self) -> tuple[Tensor, Tensor | None]:
         parameters = list(self.parameters())
         if any(parameter.is_inference() for parameter in parameters):  # these do not count their changes
             return self.merge()
-        state = [parameter._version for parameter in parameters] + [torch.is_inference_mode_enabled()]
+        state = [number for parameter in parameters for number in (parameter._version, parameter.data_ptr())]
+        state.append(torch.is_inference_mode_enabled())
         kept = self._kept
         if kept is None or kept.state != state or not all(map(operator.is_, kept.parameters, parameters)):
             kept = self._kept = _Kept(parameters, state, self.merge())
@@ -242,7 +275,8 @@ def to_daconv(module: nn.Module, *, keep_function: bool = False) -> tuple[nn.Mod
 
     Left as they are: 1x1 kernels, kernels of which no tap reads the output pixel's own position, subclasses of
     `nn.Conv2d`, convolutions whose weight or bias is computed (spectral norm) or shared with another module, those with
-    hooks, and those of other dimensions or transposed. A convolution that is used in several places is replaced by one.
+    hooks, added parts or patched methods, and those of other dimensions or transposed. A convolution that is used in
+    several places is replaced by one.
 
     Raises:
         ValueError: nothing can be replaced, or the network cannot be copied.
@@ -275,22 +309,24 @@ def merge_daconv(module: nn.Module) -> nn.Module:
     The copy is the plain network: the same classes, the same state-dict keys, the same function.
 
     Raises:
-        ValueError: there is nothing to merge, or a parameter to merge is shared with another module.
+        ValueError: there is nothing to merge; or a layer to merge has hooks, or shares a parameter with another module;
+            or the network cannot be copied.
     """
     merged: list[str] = []
     tied = _tied_parameters(module)
 
     def replacement(name: str, child: nn.Module) -> nn.Module | None:
-        if isinstance(child, DAConv | _CentredConv2d) and any(
-            id(parameter) in tied for parameter in child.parameters()
-        ):
-            raise ValueError(f"{name} shares a parameter with another module: merging would separate them")
+        if isinstance(child, DAConv | _CentredConv2d):
+            if any(id(parameter) in tied for parameter in child.parameters()):
+                raise ValueError(f"{name} shares a parameter with another module: merging would separate them")
+            if any(_has_hooks(part) for part in child.modules()):
+                raise ValueError(f"{name} has hooks, which merging would lose: remove them first")
         if isinstance(child, DAConv):
             merged.append(name)
-            return _plain(child.contrast, *child.merge())
+            return _plain((child.contrast, child.detail), *child.merge())
         if isinstance(child, _CentredConv2d):
             merged.append(name)
-            return _plain(child, child.kernel(), child.bias)
+            return _plain((child,), child.kernel(), child.bias)
         return None
 
     with torch.no_grad():
@@ -338,7 +374,8 @@ def _padding(conv: nn.Conv2d) -> list[tuple[int, int]]:
             d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
         ]
         return [(total // 2, total - total // 2) for total in totals]
-    return [(amount, amount) for amount in conv.padding]
+    amounts = (conv.padding, conv.padding) if isinstance(conv.padding, int) else conv.padding  # set by hand
+    return [(amount, amount) for amount in amounts]
 
 
 _ANY_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -365,8 +402,10 @@ def _reason_to_leave(conv: nn.Module, tied: set[int]) -> str:
         return f"{type(conv).__name__} is a subclass of nn.Conv2d"
     if dict(conv.named_parameters(recurse=False)).keys() | {"bias"} != {"weight", "bias"} or dict(conv.named_buffers()):
         return "its weight or bias is computed"
-    if conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+    if _has_hooks(conv):
         return "it has hooks, which would be lost"
+    if changed := sorted(conv.__dict__.keys() - _PLAIN_ATTRIBUTES) + list(conv._modules):
+        return f"it was given {', '.join(changed)}, which would be lost"
     if any(id(parameter) in tied for parameter in conv.parameters()):
         return "its weight is shared with another module"
     try:
@@ -374,6 +413,14 @@ def _reason_to_leave(conv: nn.Module, tied: set[int]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+_PLAIN_ATTRIBUTES = nn.Conv2d(1, 1, 1).__dict__.keys()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    on_parameters = any(parameter._backward_hooks for parameter in module.parameters(recurse=False))
+    return on_parameters or any(value for name, value in module.__dict__.items() if name.endswith("_hooks") and value)
 
 
 def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
@@ -397,13 +444,15 @@ def _decouple(conv: nn.Conv2d, keep_function: bool) -> DAConv:
     return layer.train(conv.training)
 
 
-def _plain(like: nn.Conv2d, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    conv = nn.Conv2d(**_arguments(like))
+def _plain(units: Sequence[nn.Conv2d], kernel: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    like = units[0]
+    conv = nn.utils.skip_init(nn.Conv2d, **_arguments(like))
+    assert isinstance(conv, nn.Conv2d)
     conv.weight.copy_(kernel)
     if conv.bias is not None and bias is not None:
         conv.bias.copy_(bias)
-        conv.bias.requires_grad_(like.bias is not None and like.bias.requires_grad)
-    conv.weight.requires_grad_(like.weight.requires_grad)
+        conv.bias.requires_grad_(any(unit.bias is not None and unit.bias.requires_grad for unit in units))
+    conv.weight.requires_grad_(any(unit.weight.requires_grad for unit in units))
     return conv.train(like.training)
 
 
@@ -421,7 +470,8 @@ def _replaced(module: nn.Module, replacement: Callable[[str, nn.Module], nn.Modu
             news[id(child)] = new
     try:
         return copy.deepcopy(module, memo=dict(news))
-    except RuntimeError as error:  # pruning and the older weight norm keep computed tensors as attributes
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"{type(module).__name__} cannot be copied; make its computed weights permanent ({error})"
+            f"{type(module).__name__} cannot be copied ({error}): computed tensors that it keeps, as pruning and the "
+            "older weight norm do, must be made permanent first"
         ) from None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Architecture(Protocol):
-    """What `build_generator` reads: a configuration, or the architecture stored in a weights file."""
+    """What networks are built from: a configuration, or the architecture stored in a weights file."""
 
     @property
     def model(self) -> str:

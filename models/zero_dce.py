@@ -46,7 +46,7 @@ class ZeroDCE(Network):
         x4 = F.relu(self.convs[3](x3))
         x5 = F.relu(self.convs[4](torch.cat((x3, x4), dim=1)))
         x6 = F.relu(self.convs[5](torch.cat((x2, x5), dim=1)))
-        parameters = self.convs[6](torch.cat((x1, x6), dim=1)).float().tanh()  # (B, 24, H, W)
+        parameters = self.convs[6](torch.cat((x1, x6), dim=1)).to(photo.dtype).tanh()  # (B, 24, H, W)
         return [curves(photo, parameters), parameters]
 
     def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 import copy
-import io
 import itertools
+import pickle
 import random
+import threading
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_impossible_settings_are_refused(arguments, words):
 
 def test_factory_takes_positional_arguments_and_leaves_single_taps_plain():
     layer = decouple_conv_layer(3, 8, 3, 2, 1, 1, 1, False)
-    assert isinstance(layer, DAConv) and layer.stride == (2, 2) and layer.bias is None
+    assert isinstance(layer, DAConv) and layer.stride == (2, 2) and layer.merge()[1] is None
     assert layer(torch.rand(1, 3, 8, 8)).shape == (1, 8, 4, 4)
     assert type(decouple_conv_layer(3, 8, 1)) is nn.Conv2d
     assert type(decouple_conv_layer(3, 8, (1, 1))) is nn.Conv2d
@@ -196,6 +197,10 @@ def test_kernel_is_built_once_in_inference_until_something_changes(monkeypatch):
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     layer(x).sum().backward()
     assert changed(optimizer.step)
+    fused = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)  # leaves no trace in the parameters' versions
+    layer(x).sum().backward()
+    assert changed(fused.step)
+    assert changed(lambda: setattr(layer.detail.weight, "data", torch.rand_like(layer.detail.weight)))
     assert changed(lambda: layer.double())
     assert changed(lambda: layer.half().double())
     assert changed(lambda: layer.load_state_dict(DAConv(2, 2, 3, padding=1).double().state_dict(), assign=True))
@@ -211,9 +216,9 @@ def test_kept_kernel_is_neither_copied_nor_saved():
     layer = DAConv(2, 2, 3, padding=1).eval()
     with torch.no_grad():
         layer(torch.rand(1, 2, 4, 4))
+    assert layer._kept is not None
     assert copy.deepcopy(layer)._kept is None
-    file = io.BytesIO()
-    torch.save(layer.state_dict(), file)
+    assert pickle.loads(pickle.dumps(layer))._kept is None
     assert len(layer.state_dict()) == 6
 
 
@@ -233,9 +238,15 @@ class Recurrent(nn.Module):
         return x
 
 
+def with_head(unet):
+    """A U-Net whose output is not zero."""
+    nn.init.normal_(unet.head.weight)
+    return unet
+
+
 NETWORKS = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (2, 3, 64, 64)),
-    "unet": (lambda: UNet(2, 8), (1, 3, 33, 40)),
+    "unet": (lambda: with_head(UNet(2, 8)), (1, 3, 33, 40)),
     "recurrent": (Recurrent, (2, 4, 9, 9)),
     "conv": (lambda: nn.Conv2d(3, 4, 3, padding=1), (1, 3, 8, 8)),
 }
@@ -325,7 +336,7 @@ def test_conversion_keeps_mode_device_dtype_and_frozen_parameters():
     conv.requires_grad_(False)
     layer, _ = to_daconv(conv, keep_function=True)
     assert not layer.training and not any(parameter.requires_grad for parameter in layer.parameters())
-    assert layer.contrast.weight.dtype == torch.float64 and layer.padding_mode == "reflect" and layer.bias is None
+    assert layer.contrast.weight.dtype == torch.float64 and layer.padding_mode == "reflect" and layer.merge()[1] is None
     back = merge_daconv(layer)
     torch.testing.assert_close(back.weight, conv.weight, atol=1e-15, rtol=1e-14)
     assert not back.weight.requires_grad and not back.training and back.padding == "same"
@@ -365,3 +376,65 @@ def test_autocast_runs_the_convolution_in_bfloat16():
         y = layer(x)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), layer(x), atol=0.05, rtol=0.05)
+
+
+def test_the_kernel_is_not_taken_for_a_parameter():
+    layer = DAConv(2, 3, 3)
+    for name in ("weight", "bias"):
+        with pytest.raises(AttributeError, match=f"initialise contrast.{name} and detail.{name}"):
+            getattr(layer, name)
+    with pytest.raises(AttributeError):
+        layer.stride = (2, 2)  # would not be heeded
+
+
+def test_conversion_leaves_what_was_changed_by_hand_and_merging_refuses_hooks():
+    patched, grown, plain = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+    patched._conv_forward = lambda x, weight, bias: x
+    grown.adapter = nn.Linear(2, 2)
+    network, report = to_daconv(nn.Sequential(patched, grown, plain))
+    assert report.replaced == ["2"]
+    assert "_conv_forward" in report.left["0"] and "adapter" in report.left["1"]
+    network[2].register_forward_hook(lambda module, inputs, output: 0 * output)
+    with pytest.raises(ValueError, match="2 has hooks"):
+        merge_daconv(network)
+
+
+def test_padding_set_by_hand_is_understood():
+    conv = nn.Conv2d(3, 3, 3)
+    conv.padding = 1
+    layer, _ = to_daconv(conv, keep_function=True)
+    x = torch.rand(1, 3, 6, 6)
+    torch.testing.assert_close(layer(x), conv(x), atol=1e-5, rtol=0)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
+    network.lock = threading.Lock()
+    with pytest.raises(ValueError, match="Sequential cannot be copied"):
+        to_daconv(network)
+
+
+def test_forward_mode_and_compilation():
+    layer = DAConv(2, 3, 3, padding=1, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+    tangents = {name: torch.rand_like(parameter) for name, parameter in parameters.items()}
+    x = torch.rand(1, 2, 5, 5, dtype=torch.float64)
+
+    def function(parameters):
+        return torch.func.functional_call(layer, parameters, (x,))
+
+    _, tangent = torch.func.jvp(function, (parameters,), (tangents,))
+    shifted = [{name: parameters[name] + sign * 1e-6 * tangents[name] for name in parameters} for sign in (1, -1)]
+    torch.testing.assert_close(tangent, (function(shifted[0]) - function(shifted[1])) / 2e-6, atol=1e-7, rtol=1e-6)
+    compiled = torch.compile(layer.eval(), backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_merging_leaves_the_random_state_alone_and_trains_what_either_unit_trained():
+    layer = DAConv(2, 2, 3)
+    layer.contrast.requires_grad_(False)
+    before = torch.get_rng_state()
+    merged = merge_daconv(layer)
+    assert torch.equal(before, torch.get_rng_state())
+    assert merged.weight.requires_grad and merged.bias.requires_grad

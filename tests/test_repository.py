@@ -66,3 +66,11 @@ def test_every_example_photo_has_its_source():
     card = (examples / "README.md").read_text(encoding="utf-8")
     photos = [path.name for path in examples.iterdir() if path.suffix == ".jpg"]
     assert 6 <= len(photos) <= 10 and all(f"`{name}`" in card for name in photos)
+
+
+def test_the_readmes_python_runs():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})

@@ -5,6 +5,7 @@ is needed to rebuild and run the network. `NAME.safetensors.sha256` holds the di
 """
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import atomic_path, sha256, write_text
+from .files import atomic_path, sha256
 
 KEY = "exposure_correction"
 VERSION = 1
@@ -28,7 +29,7 @@ class Weights(NamedTuple):
     """What a weights file holds."""
 
     state: dict[str, Tensor]
-    """The network's state dict, in float32."""
+    """The network's state dict, its floating-point tensors in float32."""
     architecture: SimpleNamespace
     """What the network is built from: the keys of conf.json that describe it."""
     working_size: int
@@ -46,20 +47,24 @@ def save_weights(
     training: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a weights file, its tensors as `dtype`, and its digest, each atomically; arguments as in `Weights`.
+    """Write a weights file and its digest, atomically; arguments as in `Weights`, `dtype` for floating-point tensors.
 
     Raises:
         OSError: the folder is missing, read-only or full.
     """
     header = {"version": VERSION, "architecture": architecture, "working_size": working_size, "training": training}
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
-    with atomic_path(path) as temporary:
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in state.items()
+    }
+    if _digest_path(path).is_dir():
+        raise OSError(f"{_digest_path(path)} is a folder: the digest of {path.name} belongs there")
+    with atomic_path(_digest_path(path)) as digest, atomic_path(path) as temporary:  # both are there, or neither
         try:
             save_file(tensors, temporary, metadata={KEY: json.dumps(header)})
         except SafetensorError as error:  # how the library reports a full or read-only disk
             raise OSError(str(error)) from None
-        digest = sha256(temporary)
-    write_text(_digest_path(path), f"{digest}  {path.name}\n")
+        digest.write_bytes(os.fsencode(f"{sha256(temporary)}  {path.name}\n"))
 
 
 def load_weights(path: Path) -> Weights:
@@ -74,9 +79,10 @@ def load_weights(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     if KEY not in metadata:
         raise WeightsError(f"{path}: not written by this project's train.py, so its network is unknown")
     try:
@@ -107,8 +113,8 @@ def _check_digest(path: Path) -> None:
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from None
     try:
-        expected = _digest_path(path).read_text(encoding="utf-8").split()[0]
-    except (OSError, UnicodeDecodeError, IndexError):
+        expected = os.fsdecode(_digest_path(path).read_bytes()).split()[0]
+    except (OSError, IndexError):
         raise WeightsError(
             f"{path}: its digest {_digest_path(path).name} is missing or unreadable: copy it along with the weights"
         ) from None
