@@ -20,10 +20,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from models import build_generator
-from predict import Corrector
-from utils.device import Arithmetic
 from utils.metrics import psnr, ssim
 from utils.photo import read_photo
+from utils.predictor import Predictor
 from utils.weights import load_weights
 
 Pixels = npt.NDArray[np.uint8]
@@ -63,7 +62,7 @@ def main() -> None:
     generator.load_state_dict(weights.state)
     methods: dict[str, Method] = {"as it is": lambda pixels: pixels}
     for size in arguments.size or [weights.working_size]:
-        methods[f"{size} px"] = Corrector(generator, Arithmetic(), size)
+        methods[f"{size} px"] = Predictor(generator, size).predict
     folders = sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir())
     print("| set | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
     table = []

@@ -44,7 +44,9 @@ def affine(share: float, epsilon: float, *, pull_to_gain: bool = True) -> Transf
             scale, offset = local_affine(small, corrected, radius, epsilon)
         else:
             scale, offset = guided_filter(small, corrected, radius, epsilon)
-        return apply_affine(pixels, scale[0], offset[0])
+        result = pixels.copy()
+        apply_affine(result, scale[0], offset[0])
+        return result
 
     return transfer
 

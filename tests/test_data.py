@@ -162,14 +162,11 @@ def test_corrupt_photo_is_reported_and_replaced_in_training_but_not_in_validatio
 def test_unreadable_header_is_left_out_at_once(photos):
     (photos / "train" / "empty.png").write_bytes(b"")
     (photos / "train" / "text.jpg").write_text("no photo")
-    (photos / "train" / "deep.png").parent.mkdir(exist_ok=True)
-    Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(photos / "train" / "deep.png")
     dataset = random_views(photos)
     assert len(dataset) == 10
     assert {os.path.basename(path): reason.split(":")[0] for path, reason in dataset.failures} == {
         "empty.png": "the file is empty",
-        "text.jpg": "not a JPEG, PNG, WebP, BMP or TIFF photo",
-        "deep.png": "more than 8 bits per channel",
+        "text.jpg": "not a JPEG, PNG, WebP, TIFF, BMP or AVIF photo",
     }
 
 

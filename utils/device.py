@@ -14,10 +14,14 @@ class Arithmetic:
 
     Args:
         precision: "float32", "bfloat16", or "auto" for bfloat16 where the hardware is fast with it.
+        device: "auto" for what `choose_device` finds, or a name such as "cpu" and "cuda:1".
+
+    Raises:
+        ValueError: there is no such device.
     """
 
-    def __init__(self, precision: str = "auto") -> None:
-        self.device = choose_device()
+    def __init__(self, precision: str = "auto", device: str = "auto") -> None:
+        self.device = choose_device() if device == "auto" else named_device(device)
         wanted = precision == "bfloat16" or (precision == "auto" and is_fast_with_bfloat16(self.device))
         self.dtype = torch.bfloat16 if wanted else torch.float32
         is_fast_with_channels_last = wanted or self.device.type == "cuda"
@@ -47,6 +51,20 @@ def choose_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # how torch says that it was built without the device
+        raise ValueError(f'device "{name}" cannot be used: {str(error).splitlines()[0]}') from None
+    return device
 
 
 def describe(device: torch.device) -> str:

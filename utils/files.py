@@ -2,10 +2,18 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PREFIX = ".unfinished-"
 
 
 @contextmanager
@@ -15,10 +23,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder is missing, read-only or full; `path` is then as it was and no temporary file is left.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f".tmp{path.suffix}")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=path.suffix)
     temporary = Path(name)
     try:
-        os.close(handle)
+        _lock(handle)
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         with open(temporary, "rb+") as file:
@@ -29,6 +37,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files that processes killed in `atomic_path` have left in a folder.
+
+    Those of processes that are alive are locked, and stay. Does nothing where there are no such locks (Windows).
+    """
+    if fcntl is None:
+        return
+    for path in folder.glob(f"{_PREFIX}*"):
+        with suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def copy_file(source: Path, destination: Path) -> None:
+    """Copy a file's contents, atomically."""
+    with atomic_path(destination) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _lock(handle: int) -> None:
+    if fcntl is not None:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-STRIP_PIXELS = 1 << 18
-"""Pixels corrected at a time: bounds the memory of the floating-point copies."""
+Deep = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+STRIP_ROWS = 32
+"""Rows corrected at a time, so that the floating-point copies stay in the processor's cache."""
 
 MAX_GAIN = 32.0
 """Five stops: a bound on the local gain where the photo is black."""
@@ -43,31 +46,59 @@ def local_affine(guide: Tensor, target: Tensor, radius: int, epsilon: float) -> 
     return _box_mean(scale, radius), _box_mean(offset, radius)
 
 
-def apply_affine(pixels: npt.NDArray[np.uint8], scale: Tensor, offset: Tensor) -> npt.NDArray[np.uint8]:
-    """Return `scale * pixels + offset`, the two maps interpolated bilinearly to the photo's size.
+def apply_affine(photo: Image.Image | Deep, scale: Tensor, offset: Tensor) -> None:
+    """Replace a photo by `scale * photo + offset`, the two maps interpolated bilinearly to its size.
+
+    The photo is read and written in strips: beside it, memory is bounded by `(2 h + 4 STRIP_ROWS) W C` floats.
 
     Args:
-        pixels: `(H, W, C)`, a photo of any size.
+        photo: an image in mode "L" or "RGB", or an `(H, W, C)` array of uint8 or uint16, of any size.
         scale: `(C, h, w)` on the CPU.
-        offset: `(C, h, w)` on the CPU, for pixels in [0, 1].
-
-    Returns:
-        `(H, W, C)`. Works in strips: beside the photos, memory is bounded by `(h + STRIP_PIXELS / W) * W` floats.
+        offset: `(C, h, w)` on the CPU, for values in [0, 1].
     """
-    height, width, _ = pixels.shape
-    maps = torch.stack((scale, offset * 255)).float()  # (2, C, h, w)
-    rows = F.interpolate(maps, (maps.shape[2], width), mode="bilinear").permute(0, 2, 3, 1).contiguous()  # (2, h, W, C)
-    position = ((torch.arange(height) + 0.5) * (rows.shape[1] / height) - 0.5).clamp(0, rows.shape[1] - 1)
-    above = position.floor().long()
-    below = (above + 1).clamp_max(rows.shape[1] - 1)
-    weight = (position - above)[:, None, None]  # (H, 1, 1)
-    source, result = torch.from_numpy(np.ascontiguousarray(pixels)), torch.empty(pixels.shape, dtype=torch.uint8)
-    step = max(STRIP_PIXELS // width, 1)
-    for top in range(0, height, step):
-        strip = slice(top, top + step)
-        gain, shift = (torch.lerp(rows[k, above[strip]], rows[k, below[strip]], weight[strip]) for k in (0, 1))
-        result[strip] = shift.addcmul_(gain, source[strip].float()).round_().clamp_(0, 255).to(torch.uint8)
-    return result.numpy()
+    if isinstance(photo, Image.Image):
+        (width, height), channels, white, dtype = photo.size, len(photo.getbands()), 255, torch.uint8
+    else:
+        height, width, channels = photo.shape
+        white, dtype = (255, torch.uint8) if photo.dtype == np.uint8 else (65535, torch.uint16)
+    maps = torch.stack((scale, offset * white + 0.5)).float()  # (2, C, h, w); the half rounds what is cut below
+    maps = F.interpolate(maps, (maps.shape[2], width), mode="bilinear")
+    maps = maps.permute(0, 2, 3, 1).reshape(2, -1, width * channels)  # (2, h, W C)
+    rows = maps.shape[1]
+    position = ((torch.arange(height) + 0.5) * (rows / height) - 0.5).clamp(0, rows - 1)
+    above = position.long()
+    share = (position - above)[:, None]  # (H, 1)
+    starts = torch.cat((torch.tensor([0]), (above.diff() != 0).nonzero()[:, 0] + 1, torch.tensor([height]))).tolist()
+    source, gain, value = torch.empty(3, STRIP_ROWS, width * channels).unbind()
+    result = torch.empty(STRIP_ROWS, width * channels, dtype=dtype)
+    for first, last in zip(starts, starts[1:], strict=False):  # between two rows of the maps
+        upper = maps[:, above[first]]
+        slope = maps[:, min(int(above[first]) + 1, rows - 1)] - upper
+        for top in range(first, last, STRIP_ROWS):
+            bottom = min(top + STRIP_ROWS, last)
+            x, g, v, r = (buffer[: bottom - top] for buffer in (source, gain, value, result))
+            _read(photo, top, x)
+            torch.addcmul(upper[0], share[top:bottom], slope[0], out=g)
+            torch.addcmul(upper[1], share[top:bottom], slope[1], out=v)
+            r.copy_(v.addcmul_(g, x).clamp_(0, white))
+            _write(photo, top, r)
+
+
+def _read(photo: Image.Image | Deep, top: int, rows: Tensor) -> None:
+    """Copy rows of a photo into floats, `(rows, W C)`."""
+    if isinstance(photo, Image.Image):
+        strip = photo.crop((0, top, photo.width, top + len(rows))).tobytes()
+        rows.numpy()[:] = np.frombuffer(strip, np.uint8).reshape(len(rows), -1)
+    else:
+        rows.numpy()[:] = photo[top : top + len(rows)].reshape(len(rows), -1)
+
+
+def _write(photo: Image.Image | Deep, top: int, rows: Tensor) -> None:
+    if isinstance(photo, Image.Image):
+        size = (photo.width, len(rows))
+        photo.paste(Image.frombuffer(photo.mode, size, rows.numpy(), "raw", photo.mode, 0, 1), (0, top))
+    else:
+        photo[top : top + len(rows)] = rows.numpy().reshape(-1, *photo.shape[1:])
 
 
 def _box_mean(image: Tensor, radius: int) -> Tensor:

@@ -1,30 +1,72 @@
-"""Read photos as people see them: upright, in sRGB, 8 bits per channel."""
+"""Read and write photos: upright, in their own depth and colour space, with all that belongs to them.
 
+`read_photo` gives what a network is trained on: 8 bits, sRGB. `load_photo` and `save_photo` are for correcting a file:
+8 or 16 bits, the embedded profile, transparency and metadata stay with it.
+"""
+
+import importlib
 import io
 import math
 import os
+import re
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from .files import atomic_path
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+FORMATS = {
+    "JPEG": ".jpg .jpeg .jpe .jfif",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "TIFF": ".tif .tiff",
+    "BMP": ".bmp",
+    "AVIF": ".avif",
+}
+"""Formats that are read and written, by Pillow's names, with their suffixes."""
+
+OPTIONAL = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
+    **dict.fromkeys(
+        ".3fr .arw .cr2 .cr3 .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2 .srw .x3f".split(),
+        "rawpy",
+    ),
+}
+"""Suffixes of photos that need a package of their own, and the package."""
+
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes.split())
 """Suffixes, in lower case, by which photos are found in folders."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""The decoders that are tried; the JPEG one also reads MPO, the JPEG of many phones with a second picture in it."""
+Pixels = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""An image in mode "L" or "RGB", or an `(H, W, C)` array with one or three channels."""
 
-_KEEPS_EXIF = ("JPEG", "PNG", "WEBP")
+Image.init()  # Pillow finds its decoders at first use, which goes wrong where several threads are the first
 _SRGB = ImageCms.createProfile("sRGB")
+
+
+# Of large photos and of odd metadata; catching them around each call would not be safe where threads decode.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class PhotoError(Exception):
@@ -53,8 +95,7 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
     """Open a photo and check what its header says, without decoding it.
 
     Raises:
-        PhotoError: the file is missing, unreadable, not a regular file, not a photo, or has more than 8 bits per
-            channel.
+        PhotoError: the file is missing, unreadable, not a regular file, or not a photo.
     """
     with _errors_as_photo_errors():
         status = os.stat(path)
@@ -62,61 +103,68 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
             raise PhotoError("not a regular file")
         if status.st_size == 0:
             raise PhotoError("the file is empty")
-        image = Image.open(path, formats=FORMATS)
+        if OPTIONAL.get(path.suffix.lower()) == "pillow-heif":
+            _require("pillow-heif", path).register_heif_opener()
+            image = Image.open(path, formats=(*FORMATS, "HEIF"))
+        else:
+            image = Image.open(path, formats=tuple(FORMATS))
         image.filename = ""  # else Pillow maps a rotated, uncompressed TIFF into memory with its sides swapped
-    if _is_deeper_than_8_bits(image):
-        image.close()
-        raise PhotoError("more than 8 bits per channel: save it with 8 bits per channel first")
-    return image
+        return image
 
 
 @contextmanager
 def _errors_as_photo_errors() -> Iterator[None]:
-    """Turn whatever Pillow raises into a `PhotoError`, and silence its warnings.
+    """Turn whatever Pillow raises into a `PhotoError`.
 
     Damaged files make Pillow raise errors of a dozen kinds, from SyntaxError to struct.error.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large photos and of odd metadata
-            yield
+        yield
     except PhotoError:
         raise
     except UnidentifiedImageError:
-        raise PhotoError("not a JPEG, PNG, WebP, BMP or TIFF photo") from None
+        raise PhotoError("not a JPEG, PNG, WebP, TIFF, BMP or AVIF photo") from None
     except Image.DecompressionBombError as error:
         raise PhotoError(f"too many pixels to open safely ({error})") from None
+    except MemoryError:
+        raise PhotoError("not enough memory for a photo of this size") from None
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise PhotoError(reason or f"damaged or cut short ({error or type(error).__name__})") from None
 
 
-def _is_deeper_than_8_bits(image: ImageFile.ImageFile) -> bool:
+def _require(package: str, path: Path) -> Any:
+    """Import an optional package."""
+    try:
+        return importlib.import_module(package.replace("-", "_"))
+    except ImportError:
+        kind = path.suffix[1:].upper()
+        raise PhotoError(f"{kind} photos need the package {package}: pip install {package}") from None
+
+
+def _depth(image: ImageFile.ImageFile) -> str:
+    """Return "8", "16", or another depth that cannot be corrected, by name."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        if 3 in image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)):
+            return "floating-point"
+        return "8" if bits <= 8 else "16" if bits == 16 else f"{bits}-bit"
     # Pillow opens a 16-bit RGB file in the 8-bit mode "RGB"; only the raw mode of its decoder tells.
     raw_modes = [str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile]
-    return image.mode.startswith(("I", "F")) or any(
-        ";16" in mode and not mode.startswith("BGR")  # "BGR;16" packs a whole pixel into 16 bits
-        for mode in raw_modes
-    )
+    if any(";16" in mode and not mode.startswith("BGR") for mode in raw_modes):  # "BGR;16": a whole pixel in 16 bits
+        return "16"
+    return {"I": "32-bit", "F": "floating-point"}.get(image.mode[:1], "8")
 
 
-def decode_photo(image: Image.Image) -> Image.Image:
-    """Decode an opened photo, turn it upright in place, and return it as "RGB" in sRGB.
-
-    Transparency is dropped from what is returned; an embedded colour profile is applied, a broken one ignored.
-
-    Raises:
-        PhotoError: the file's data is damaged or cut short.
-    """
-    with _errors_as_photo_errors():
-        image.load()
-        with suppress(Exception):  # damaged metadata must not cost the photo
-            ImageOps.exif_transpose(image, in_place=True)
-        return _to_srgb(image, image.info.get("icc_profile"))
+def _decode(image: Image.Image) -> None:
+    """Decode an opened photo and turn it upright, in place."""
+    image.load()
+    with suppress(Exception):  # damaged metadata must not cost the photo
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def read_photo(path: Path, enough: int | None = None) -> Image.Image:
-    """Open and decode a photo: "RGB", upright, sRGB.
+    """Open and decode a photo: "RGB", upright, sRGB, 8 bits; transparency is dropped, a broken colour profile ignored.
 
     Args:
         path: the file.
@@ -126,82 +174,421 @@ def read_photo(path: Path, enough: int | None = None) -> Image.Image:
     Raises:
         PhotoError: the photo cannot be read.
     """
-    with open_photo(path) as image:
+    with open_photo(path) as image, _errors_as_photo_errors():
+        if (depth := _depth(image)) != "8":
+            if depth != "16":
+                raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
+            pixels, _ = _decode_deep(path, image)
+            return to_srgb(to_8_bits(pixels), image.info.get("icc_profile"))
         if enough is not None:  # a hint that only the JPEG decoder takes
             scale = enough / min(image.size)
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        return decode_photo(image)
+        _decode(image)
+        return to_srgb(_plain(image), image.info.get("icc_profile"))
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if image.mode in ("P", "PA", "1", "LA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if profile and image.mode in ("L", "RGB", "RGBA", "CMYK"):
-        source = image.convert("RGB") if image.mode == "RGBA" else image
-        try:
-            return ImageCms.profileToProfile(source, io.BytesIO(profile), _SRGB, outputMode="RGB") or source
-        except (ImageCms.PyCMSError, OSError, ValueError):  # broken, or made for another colour space
-            pass
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return an image of mode "L", "RGB" or "CMYK" as "RGB" in sRGB; a profile that cannot be applied is ignored."""
+    if profile and image.mode in ("L", "RGB", "CMYK"):
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):  # broken, or made for another colour space
+            converted = ImageCms.profileToProfile(image, io.BytesIO(profile), _SRGB, outputMode="RGB")
+            if converted is not None:
+                return converted
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def from_srgb(image: Image.Image, profile: bytes, mode: str) -> Image.Image | None:
+    """Return an "RGB" image in sRGB as `mode`, "L" or "RGB", in the colours of `profile`; None where that cannot be."""
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):
+        return ImageCms.profileToProfile(image, _SRGB, io.BytesIO(profile), outputMode=mode)
+    return None
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Return a decoded image without transparency, as "L", "RGB" or "CMYK"."""
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if image.mode == "RGBa":
+        image = image.convert("RGBA")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.convert("RGB")
 
 
 @dataclass
 class Photo:
-    """A decoded photo and what must be kept when its corrected pixels are written."""
+    """A decoded photo, upright, and what must be kept when its corrected pixels are written."""
 
-    pixels: npt.NDArray[np.uint8]
-    """`(H, W, 3)` sRGB, upright."""
+    pixels: Pixels
+    """In the file's own depth and colour space."""
+    alpha: Image.Image | npt.NDArray[np.uint16] | None
+    """Transparency: mode "L", or `(H, W)`."""
+    profile: bytes | None
+    """ICC profile of the pixels; None for sRGB."""
     format: str
-    """Pillow's name of the file's format."""
-    is_grey: bool
-    """Whether the file has one channel of colour."""
-    alpha: Image.Image | None
-    """Transparency, upright, in mode "L"."""
-    exif: bytes
-    """EXIF of a JPEG, PNG or WebP, without orientation, which is applied to the pixels."""
+    """Pillow's name of the file's format, or "RAW"."""
+    exif: bytes = b""
+    """EXIF without orientation, which is applied, and without the thumbnail, which no longer shows the photo."""
+    xmp: bytes = b""
+    """XMP without orientation."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """How the file was compressed, as arguments of Pillow's `save`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        if isinstance(self.pixels, Image.Image):
+            return self.pixels.size
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def size_of(path: Path) -> tuple[int, bool]:
+    """Return how many pixels a photo has, and whether they are deeper than 8 bits, from its header.
+
+    Raises:
+        PhotoError: as `open_photo`.
+    """
+    if OPTIONAL.get(path.suffix.lower()) == "rawpy":
+        with _errors_as_photo_errors():
+            return os.stat(path).st_size, False  # about a byte per pixel
+    with open_photo(path) as image:
+        return image.width * image.height, _depth(image) != "8"
 
 
 def load_photo(path: Path) -> Photo:
     """Read a photo for correction.
 
     Raises:
-        PhotoError: as `read_photo`, or the file holds several pictures.
+        PhotoError: as `open_photo`; or the file is damaged, holds several pictures, or pixels of a depth that cannot
+            be corrected.
     """
+    if OPTIONAL.get(path.suffix.lower()) == "rawpy":
+        return _load_raw(path)
     with open_photo(path) as image, _errors_as_photo_errors():
-        kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: the JPEG of many phones
-        if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        if kind not in ("JPEG", "HEIF") and getattr(image, "n_frames", 1) > 1:
             raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
-        pixels = np.array(decode_photo(image))
-        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        is_grey = image.mode in ("1", "L", "LA")
-        return Photo(pixels, kind, is_grey, alpha, _exif(image) if kind in _KEEPS_EXIF else b"")
+        options = _compression(image, path)
+        profile = image.info.get("icc_profile") or None
+        if (depth := _depth(image)) == "16":
+            pixels, alpha = _decode_deep(path, image)
+            if profile and not leads_back(profile, "L" if pixels.shape[2] == 1 else "RGB"):
+                profile = None
+            return Photo(pixels, alpha, profile, kind, *_metadata(image, (pixels.shape[1], pixels.shape[0])), options)
+        if depth != "8":
+            raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
+        _decode(image)
+        transparency = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        plain = _plain(image)
+        if plain.mode == "CMYK" or (plain.mode == "RGB" and profile and not leads_back(profile, "RGB")):
+            plain, profile = to_srgb(plain, profile), None
+        if profile and not leads_back(profile, plain.mode):
+            profile = None
+        return Photo(plain, transparency, profile, kind, *_metadata(image, plain.size), options)
 
 
-def save_photo(path: Path, pixels: npt.NDArray[np.uint8], like: Photo) -> None:
-    """Write `pixels`, `(H, W, 3)` sRGB, in the format of `like` with its transparency and EXIF; atomically.
-
-    Raises:
-        OSError: the folder is missing, read-only or full.
-    """
-    image = Image.fromarray(pixels)
-    if like.is_grey:
-        image = image.convert("L")
-    if like.alpha is not None:
-        image.putalpha(like.alpha)
-    options: dict[str, Any] = {"quality": 95} if like.format in ("JPEG", "WEBP") else {}
-    if like.exif:
-        options["exif"] = like.exif
-    with atomic_path(path) as temporary:
-        try:
-            image.save(temporary, format=like.format, **options)
-        except ValueError:  # EXIF too long for the format
-            options.pop("exif", None)
-            image.save(temporary, format=like.format, **options)
+def to_8_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> Image.Image:
+    """Return an array `(H, W, C)` as an image of mode "L" or "RGB"."""
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels + np.uint32(128)) // 257).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _exif(image: Image.Image) -> bytes:
+def leads_back(profile: bytes, mode: str) -> bool:
+    """Tell whether colours can be converted from and to a profile."""
+    return from_srgb(Image.new("RGB", (1, 1)), profile, mode) is not None
+
+
+def _decode_deep(
+    path: Path, image: ImageFile.ImageFile
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16] | None]:
+    """Decode a 16-bit PNG or TIFF; return its pixels `(H, W, C)` and transparency, upright."""
+    if image.format == "PNG":
+        import imagecodecs
+
+        pixels = imagecodecs.png_decode(path.read_bytes())
+    elif image.format == "TIFF":
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            pixels = page.asarray()
+            if page.axes == "SYX":  # a plane for each channel
+                pixels = pixels.transpose(1, 2, 0)
+            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                pixels = 65535 - pixels
+            elif page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
+                raise PhotoError(f"16-bit {tifffile.PHOTOMETRIC(page.photometric).name}: save it as RGB or greyscale")
+    else:
+        raise PhotoError(f"16-bit {image.format}: save it as PNG or TIFF")
+    if pixels.dtype != np.uint16:
+        raise PhotoError(f"pixels of type {pixels.dtype}: save it with 8 or 16 bits per channel")
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    turn = {2: "h", 3: "hv", 4: "v", 5: "t", 6: "th", 7: "thv", 8: "tv"}.get(_orientation(image), "")
+    pixels = pixels.swapaxes(0, 1) if "t" in turn else pixels
+    pixels = pixels[:, ::-1] if "h" in turn else pixels
+    pixels = pixels[::-1] if "v" in turn else pixels
+    colours = 1 if pixels.shape[2] < 3 else 3
+    alpha = pixels[..., colours].copy() if pixels.shape[2] > colours else None
+    return np.ascontiguousarray(pixels[..., :colours]), alpha
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # damaged metadata must not cost the photo
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _load_raw(path: Path) -> Photo:
+    """Develop a camera's raw file, in 8 bits, with the camera's white balance."""
+    with _errors_as_photo_errors():
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise PhotoError("not a regular file")
+        with _require("rawpy", path).imread(str(path)) as raw:
+            pixels = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=8)  # upright, sRGB
+        return Photo(Image.fromarray(pixels), None, None, "RAW")
+
+
+def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
+    """Return how an opened file is compressed, as arguments of `save_photo`'s writers."""
+    options: dict[str, Any] = {}
+    with suppress(Exception):
+        across, down = (float(value) for value in image.info["dpi"])
+        if 0 < across < 1e5 and 0 < down < 1e5:
+            options["dpi"] = (down, across) if _orientation(image) >= 5 else (across, down)
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("L", "RGB"):
+        options["qtables"] = image.quantization
+        options["progressive"] = bool(image.info.get("progressive"))
+        if (subsampling := JpegImagePlugin.get_sampling(image)) >= 0:
+            options["subsampling"] = subsampling
+    elif image.format == "WEBP":
+        options["lossless"] = _is_lossless_webp(path)
+    elif image.format == "TIFF":
+        name = str(image.info.get("compression", "raw"))
+        known = {"raw": None, "packbits": "packbits", "tiff_lzw": "lzw"}
+        options["compression"] = known.get(name, "adobe_deflate")
+    return options
+
+
+def _is_lossless_webp(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(12)  # RIFF, size, WEBP
+        while len(header := file.read(8)) == 8:
+            kind, length = struct.unpack("<4sI", header)
+            if kind in (b"VP8 ", b"VP8L"):
+                return bool(kind == b"VP8L")
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return False
+
+
+def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
+    """Return EXIF and XMP of an image that is upright now and of `size`, without orientation and thumbnail."""
+    exif_bytes = xmp_bytes = b""
     with suppress(Exception):  # as above
         exif = image.getexif()
+        details = exif.get_ifd(ExifTags.IFD.Exif)
+        for tag, length in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
+            if tag in details:
+                details[tag] = length
         exif.pop(ExifTags.Base.Orientation, None)
-        return exif.tobytes() if exif else b""
-    return b""
+        exif_bytes = exif.tobytes() if exif else b""  # writes no thumbnail
+    with suppress(Exception):
+        xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+        xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
+        xmp = re.sub(rb'\s*tiff:Orientation="\d"', b"", xmp)
+        xmp_bytes = re.sub(rb"<tiff:Orientation>\d</tiff:Orientation>", b"", xmp).rstrip(b"\0")
+    return exif_bytes, xmp_bytes
+
+
+def save_photo(
+    path: Path, photo: Photo, *, format: str | None = None, quality: int | None = None, keep_metadata: bool = True
+) -> None:
+    """Write a photo with its transparency, colour profile and metadata, atomically.
+
+    Args:
+        path: the file; its suffix does not matter.
+        photo: what to write.
+        format: one of `FORMATS`, or "HEIF"; None for the photo's own, JPEG for "RAW". What the format cannot hold is
+            converted: 16 bits to 8, transparency onto white, colours to sRGB.
+        quality: from 1 to 100, for JPEG, WebP, AVIF and HEIF; None keeps a JPEG's own quantisation.
+        keep_metadata: write EXIF and XMP.
+
+    Raises:
+        PhotoError: the format cannot hold a picture of this size.
+        OSError: the folder is missing, read-only or full.
+    """
+    kind = format or {"RAW": "JPEG"}.get(photo.format, photo.format)
+    options = (
+        dict(photo.options) if kind == photo.format else {"dpi": photo.options["dpi"]} if "dpi" in photo.options else {}
+    )
+    exif, xmp = (photo.exif, photo.xmp) if keep_metadata else (b"", b"")
+    pixels, alpha, profile = photo.pixels, photo.alpha, photo.profile
+    if not isinstance(pixels, Image.Image) and kind not in ("PNG", "TIFF"):
+        pixels = to_8_bits(pixels)
+    if isinstance(pixels, Image.Image):
+        if isinstance(alpha, np.ndarray):
+            alpha = to_8_bits(alpha[..., None])
+        if profile and kind == "BMP":
+            pixels, profile = to_srgb(pixels, profile), None
+        if alpha is not None:
+            if kind in ("JPEG", "BMP"):
+                white = Image.new(pixels.mode, pixels.size, "white")
+                white.paste(pixels, mask=alpha)
+                pixels, alpha = white, None
+            else:
+                pixels = pixels.copy()
+                pixels.putalpha(alpha)
+    with atomic_path(path) as temporary:
+        if kind == "TIFF":
+            _write_tiff(temporary, pixels, alpha, profile, exif, xmp, options)
+        elif isinstance(pixels, Image.Image):
+            _write_image(temporary, pixels, kind, profile, exif, xmp, options, quality)
+        else:
+            _write_deep_png(temporary, pixels, alpha, profile, exif, xmp)
+
+
+def _write_image(
+    path: Path,
+    image: Image.Image,
+    kind: str,
+    profile: bytes | None,
+    exif: bytes,
+    xmp: bytes,
+    options: dict[str, Any],
+    quality: int | None,
+) -> None:
+    if quality is not None:
+        options.pop("qtables", None)
+        options.pop("lossless", None)
+        options["quality"] = quality
+    elif kind in ("JPEG", "WEBP", "AVIF", "HEIF") and "qtables" not in options:
+        options["quality"] = 90 if kind in ("AVIF", "HEIF") else 95
+    if kind == "JPEG":
+        options.setdefault("subsampling", 0)
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        if xmp:
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    elif xmp and kind != "BMP":
+        options["xmp"] = xmp
+    if exif and kind != "BMP":
+        options["exif"] = exif
+    for leave_out in ((), ("xmp",), ("xmp", "exif")):  # metadata too long for the format must not cost the photo
+        kept = {name: value for name, value in options.items() if name not in leave_out}
+        try:
+            image.save(path, format=kind, icc_profile=profile, **kept)
+            return
+        except ValueError as error:
+            last = error
+    raise PhotoError(f"cannot be written as {kind}: {last}")
+
+
+def _write_deep_png(
+    path: Path,
+    pixels: npt.NDArray[Any],
+    alpha: npt.NDArray[Any] | Image.Image | None,
+    profile: bytes | None,
+    exif: bytes,
+    xmp: bytes,
+) -> None:
+    import imagecodecs
+
+    if alpha is not None:
+        pixels = np.dstack((pixels, np.asarray(alpha)))
+    data = imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    chunks = b""
+    if profile:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    if exif:
+        chunks += _png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if xmp:
+        chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    header = 8 + 12 + 13  # signature and IHDR, which must come first
+    with open(path, "wb") as file:
+        file.write(data[:header] + chunks)
+        file.write(memoryview(data)[header:])
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+_TIFF_TEXTS = (270, 271, 272, 305, 306, 315, 33432)  # description, make, model, software, date, artist, copyright
+
+
+def _write_tiff(
+    path: Path,
+    pixels: Pixels,
+    alpha: npt.NDArray[Any] | Image.Image | None,
+    profile: bytes | None,
+    exif: bytes,
+    xmp: bytes,
+    options: dict[str, Any],
+) -> None:
+    import tifffile
+
+    array = np.asarray(pixels)
+    if alpha is not None and not isinstance(pixels, Image.Image):
+        array = np.dstack((array, np.asarray(alpha)))
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    metadata = Image.Exif()
+    if exif:
+        metadata.load(exif)
+    tags: list[tuple[Any, ...]] = [
+        (tag, "s", 0, metadata[tag], True)
+        for tag in _TIFF_TEXTS
+        if isinstance(metadata.get(tag), str) and metadata[tag]
+    ]
+    if xmp:
+        tags.append((700, "B", len(xmp), xmp, True))
+    compression = options.get("compression")
+    tifffile.imwrite(
+        path,
+        array,
+        bigtiff=array.nbytes > 3 << 30,
+        byteorder="<",
+        photometric="rgb" if channels >= 3 else "minisblack",
+        planarconfig="contig" if channels > 1 else None,
+        extrasamples=["unassalpha"] if channels in (2, 4) else None,
+        compression=compression,
+        predictor=compression in ("lzw", "adobe_deflate"),
+        iccprofile=profile,
+        resolution=options.get("dpi"),
+        resolutionunit="inch" if "dpi" in options else None,
+        metadata=None,
+        software=False,
+        extratags=tags,
+    )
+    folders = {int(tag): metadata.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+    folders = {tag: values for tag, values in folders.items() if values}
+    if folders and array.nbytes <= 3 << 30:
+        _add_tiff_folders(path, folders)
+
+
+def _add_tiff_folders(path: Path, folders: dict[int, dict[int, Any]]) -> None:
+    """Append folders of tags to a little-endian TIFF, and a new main folder that points to them."""
+    with open(path, "r+b") as file:
+        file.seek(4)
+        file.seek(struct.unpack("<I", file.read(4))[0])
+        (count,) = struct.unpack("<H", file.read(2))
+        entries = [file.read(12) for _ in range(count)]
+        for tag, values in folders.items():
+            place = _even_end(file)
+            folder = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+            folder.update(values)
+            file.write(folder.tobytes(place))
+            entries.append(struct.pack("<HHII", tag, 4, 1, place))  # 4: one 32-bit number
+        place = _even_end(file)
+        entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
+        file.write(struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))
+        file.seek(4)
+        file.write(struct.pack("<I", place))
+
+
+def _even_end(file: BinaryIO) -> int:
+    """Go to the end of a file, made even, as TIFF wants its folders."""
+    place = file.seek(0, os.SEEK_END)
+    return place + file.write(bytes(place % 2))

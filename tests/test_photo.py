@@ -1,0 +1,257 @@
+import importlib
+import io
+from types import SimpleNamespace
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from conftest import picture
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
+
+from utils.photo import PhotoError, load_photo, read_photo, save_photo
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:rights="mine"/></x:xmpmeta>'
+
+
+def deep(height=30, width=40, channels=3, seed=0):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 65536, shape).astype(np.uint16)
+
+
+def write_deep(path, pixels, **options):
+    if path.suffix == ".png":
+        path.write_bytes(imagecodecs.png_encode(pixels))
+    else:
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        tifffile.imwrite(
+            path,
+            pixels,
+            photometric="rgb" if channels > 2 else "minisblack",
+            extrasamples=["unassalpha"] if channels in (2, 4) else None,
+            **options,
+        )
+
+
+def read_deep(path):
+    return imagecodecs.png_decode(path.read_bytes()) if path.suffix == ".png" else tifffile.imread(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels"), [(".png", 1), (".png", 2), (".png", 3), (".png", 4), (".tif", 1), (".tif", 3), (".tif", 4)]
+)
+def test_16_bits_go_through_unchanged(tmp_path, suffix, channels):
+    pixels = deep(channels=channels)
+    write_deep(tmp_path / f"a{suffix}", pixels)
+    photo = load_photo(tmp_path / f"a{suffix}")
+    assert photo.pixels.dtype == np.uint16 and photo.pixels.shape == (30, 40, 1 if channels < 3 else 3)
+    save_photo(tmp_path / f"b{suffix}", photo)
+    assert np.array_equal(read_deep(tmp_path / f"b{suffix}"), pixels)
+    other = {".png": ".tif", ".tif": ".png"}[suffix]
+    save_photo(tmp_path / f"c{other}", photo, format={".png": "PNG", ".tif": "TIFF"}[other])
+    assert np.array_equal(read_deep(tmp_path / f"c{other}"), pixels)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "lzw", "predictor": True},
+        {"compression": "zlib"},
+        {"planarconfig": "separate"},
+        {"byteorder": ">"},
+        {"tile": (16, 16)},
+        {"bigtiff": True},
+    ],
+)
+def test_16_bit_tiffs_of_every_layout_are_read(tmp_path, options):
+    pixels = deep()
+    layout = pixels.transpose(2, 0, 1) if "planarconfig" in options else pixels
+    tifffile.imwrite(tmp_path / "a.tif", layout, photometric="rgb", **options)
+    assert np.array_equal(load_photo(tmp_path / "a.tif").pixels, pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bit_photos_are_turned_like_8_bit_ones(tmp_path, orientation):
+    pixels = deep()
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "deep.tif", pixels, photometric="rgb", extratags=tags)
+    tifffile.imwrite(tmp_path / "flat.tif", (pixels >> 8).astype(np.uint8), photometric="rgb", extratags=tags)
+    upright = load_photo(tmp_path / "deep.tif")
+    expected = load_photo(tmp_path / "flat.tif").pixels
+    assert np.array_equal(upright.pixels >> 8, np.array(expected)) and upright.size == expected.size
+    save_photo(tmp_path / "out.tif", upright)
+    with Image.open(tmp_path / "out.tif") as out:
+        assert out.getexif().get(274, 1) == 1
+
+
+def test_training_sees_16_bit_photos_in_8_bits(tmp_path):
+    pixels = deep()
+    write_deep(tmp_path / "a.png", pixels)
+    assert np.array_equal(
+        np.array(read_photo(tmp_path / "a.png")), ((pixels.astype(int) + 128) // 257).astype(np.uint8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.zeros((9, 9), np.float32), "floating-point pixels"),
+        (np.zeros((9, 9), np.int32), "32-bit pixels"),
+        (np.zeros((9, 9, 4), np.uint16), "SEPARATED"),
+    ],
+)
+def test_depths_and_colours_that_cannot_be_kept_are_refused(tmp_path, pixels, words):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="separated" if pixels.ndim == 3 else "minisblack")
+    with pytest.raises(PhotoError, match=words):
+        load_photo(tmp_path / "a.tif")
+
+
+def exif():
+    tags = Image.Exif()
+    tags[ExifTags.Base.Make] = "Maker"
+    tags[ExifTags.Base.Orientation] = 6
+    details = tags.get_ifd(ExifTags.IFD.Exif)
+    details[ExifTags.Base.DateTimeOriginal] = "2024:01:02 03:04:05"
+    details[ExifTags.Base.ExposureTime] = 0.25
+    details[40962], details[40963] = 40, 30
+    tags.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    return tags
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_metadata_is_kept_in_every_format(tmp_path, kind, depth):
+    picture(40, 30).save(tmp_path / "a.jpg", exif=exif(), icc_profile=SRGB, xmp=XMP, dpi=(300, 200))
+    photo = load_photo(tmp_path / "a.jpg")
+    if depth == 16:
+        photo.pixels = deep(40, 30)
+    save_photo(tmp_path / "b", photo, format=kind)
+    with Image.open(tmp_path / "b") as after:
+        assert after.size == (30, 40) and after.info["icc_profile"] == SRGB
+        tags = after.getexif()
+        assert tags[ExifTags.Base.Make] == "Maker" and tags.get(ExifTags.Base.Orientation, 1) == 1
+        details = tags.get_ifd(ExifTags.IFD.Exif)
+        assert details[ExifTags.Base.DateTimeOriginal] == "2024:01:02 03:04:05"
+        assert float(details[ExifTags.Base.ExposureTime]) == 0.25 and (details[40962], details[40963]) == (30, 40)
+        assert tags.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+        xmp = after.info.get("xmp") or after.info["XML:com.adobe.xmp"].encode()
+        assert b'dc:rights="mine"' in xmp and b"Orientation" not in xmp
+        if kind in ("JPEG", "TIFF"):
+            assert [round(float(value)) for value in after.info["dpi"]] == [200, 300]  # turned as well
+        after.load()
+    save_photo(tmp_path / "c", photo, format=kind, keep_metadata=False)
+    with Image.open(tmp_path / "c") as after:
+        assert not after.getexif().get(ExifTags.Base.Make) and not after.info.get("xmp")
+        assert after.info["icc_profile"] == SRGB
+
+
+def test_the_stale_thumbnail_is_dropped(tmp_path):
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(thumbnail, "JPEG")
+    tags = Image.Exif()
+    tags[ExifTags.Base.Make] = "Maker"
+    data = tags.tobytes()
+    # EXIF as cameras write it: IFD0 points to IFD1, which points to a JPEG
+    head, body = data[:6], bytearray(data[6:])
+    start = len(body)
+    entry_count = int.from_bytes(body[8:10], "big" if body[:2] == b"MM" else "little")
+    order = "big" if body[:2] == b"MM" else "little"
+    link = 10 + 12 * entry_count
+    body[link : link + 4] = start.to_bytes(4, order)
+    place = start + 2 + 24 + 4
+    entries = b"".join(
+        tag.to_bytes(2, order) + (4).to_bytes(2, order) + (1).to_bytes(4, order) + value.to_bytes(4, order)
+        for tag, value in ((513, place), (514, len(thumbnail.getvalue())))
+    )
+    body += (2).to_bytes(2, order) + entries + bytes(4) + thumbnail.getvalue()
+    picture(40, 30).save(tmp_path / "a.jpg", exif=head + bytes(body))
+    with Image.open(tmp_path / "a.jpg") as before:
+        assert before.getexif().get_ifd(ExifTags.IFD.IFD1)
+    photo = load_photo(tmp_path / "a.jpg")
+    save_photo(tmp_path / "b.jpg", photo)
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert after.getexif()[ExifTags.Base.Make] == "Maker"
+        assert not after.getexif().get_ifd(ExifTags.IFD.IFD1)
+    assert thumbnail.getvalue() not in (tmp_path / "b.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_keeps_its_quantisation_subsampling_and_scans(tmp_path, subsampling, progressive):
+    picture(64, 48).save(tmp_path / "a.jpg", quality=67, subsampling=subsampling, progressive=progressive)
+    save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.jpg"))
+    with Image.open(tmp_path / "a.jpg") as before, Image.open(tmp_path / "b.jpg") as after:
+        assert before.quantization == after.quantization
+        assert JpegImagePlugin.get_sampling(after) == subsampling
+        assert bool(after.info.get("progressive")) == progressive
+    save_photo(tmp_path / "c.jpg", load_photo(tmp_path / "a.jpg"), quality=20)
+    with Image.open(tmp_path / "a.jpg") as before, Image.open(tmp_path / "c.jpg") as after:
+        assert max(after.quantization[0]) > max(before.quantization[0])
+        assert JpegImagePlugin.get_sampling(after) == subsampling
+
+
+def test_lossless_webp_stays_lossless(tmp_path):
+    picture(64, 48).save(tmp_path / "a.webp", lossless=True)
+    save_photo(tmp_path / "b.webp", load_photo(tmp_path / "a.webp"))
+    with Image.open(tmp_path / "a.webp") as before, Image.open(tmp_path / "b.webp") as after:
+        assert np.array_equal(np.array(before), np.array(after))
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_tiff_compression_is_kept(tmp_path, compression):
+    picture(64, 48).save(tmp_path / "a.tif", compression=compression)
+    save_photo(tmp_path / "b.tif", load_photo(tmp_path / "a.tif"))
+    with Image.open(tmp_path / "b.tif") as after:
+        assert after.info["compression"] == compression
+        assert np.array_equal(np.array(after), np.array(picture(64, 48)))
+
+
+def test_metadata_that_is_too_long_for_the_format_does_not_cost_the_photo(tmp_path):
+    picture(40, 30).save(tmp_path / "a.png", exif=exif())
+    photo = load_photo(tmp_path / "a.png")
+    photo.xmp = b"x" * 70_000  # more than a JPEG's segment holds
+    save_photo(tmp_path / "b.jpg", photo, format="JPEG")
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert after.getexif()[ExifTags.Base.Make] == "Maker"
+
+
+@pytest.mark.parametrize(("name", "package"), [("a.heic", "pillow-heif"), ("a.CR2", "rawpy"), ("a.dng", "rawpy")])
+def test_optional_formats_say_what_to_install(tmp_path, monkeypatch, name, package):
+    def missing(module):
+        raise ImportError(module)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(PhotoError, match=f"need the package {package}: pip install {package}"):
+        load_photo(tmp_path / name)
+
+
+def test_heic_is_read_and_written_where_the_package_is_there(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    picture(64, 48).save(tmp_path / "a.heic", quality=95)
+    photo = load_photo(tmp_path / "a.heic")
+    assert photo.size == (64, 48) and photo.format == "HEIF"
+    save_photo(tmp_path / "b.heic", photo)
+    assert np.abs(np.array(load_photo(tmp_path / "b.heic").pixels).astype(int) - np.array(picture(64, 48))).mean() < 8
+
+
+def test_raw_is_developed_by_the_package_and_written_as_jpeg(tmp_path, monkeypatch):
+    class Raw:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def postprocess(self, **options):
+            assert options["use_camera_wb"] and options["output_bps"] == 8
+            return np.array(picture(64, 48))
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(imread=lambda path: Raw()))
+    (tmp_path / "a.nef").write_bytes(b"raw")
+    photo = load_photo(tmp_path / "a.nef")
+    save_photo(tmp_path / "a.jpg", photo)
+    with Image.open(tmp_path / "a.jpg") as after:
+        assert after.format == "JPEG" and after.size == (64, 48)

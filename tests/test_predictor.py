@@ -1,0 +1,201 @@
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image, ImageCms
+
+from models import build_generator
+from utils.device import Arithmetic
+from utils.predictor import Predictor, shrink
+from utils.weights import WeightsError, save_weights
+
+ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
+
+
+def predictor(function=None, precision="float32", size=64):
+    """The identity, or a network that computes `function`."""
+    network = build_generator(SimpleNamespace(**ARCHITECTURE))
+    if function is not None:
+        network.forward = lambda photo: [function(photo)]  # type: ignore[method-assign]
+    return Predictor(network, size, Arithmetic(precision, device="cpu"))
+
+
+def test_the_correction_is_applied_at_full_size():
+    photo = np.array(picture(500, 333)) // 2
+    before = photo.copy()
+    assert np.abs(predictor(lambda x: 1.8 * x).predict(photo) - 1.8 * photo).max() <= 1
+    assert np.array_equal(photo, before)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [0, 1, 3, 4])
+def test_arrays_keep_shape_depth_and_transparency(dtype, channels):
+    white = np.iinfo(dtype).max
+    shape = (90, 120) if channels == 0 else (90, 120, channels)
+    photo = np.random.default_rng(0).integers(white // 8, white // 2, shape).astype(dtype)
+    assert np.array_equal(predictor().predict(photo), photo)
+    brighter = predictor(lambda x: 1.5 * x).predict(photo)
+    assert brighter.dtype == dtype and brighter.shape == shape
+    colours = slice(None) if channels < 4 else (..., slice(3))
+    assert np.abs(brighter[colours] / photo[colours].astype(float) - 1.5).max() < 0.05
+    if channels == 4:
+        assert np.array_equal(brighter[..., 3], photo[..., 3])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK"])
+def test_images_keep_size_profile_and_transparency(mode):
+    image = picture(90, 60).convert(mode)
+    image.info["icc_profile"] = b"broken"
+    result = predictor(lambda x: 0.5 * x).predict(image)
+    assert result.size == image.size
+    assert result.info.get("icc_profile") == (None if mode == "CMYK" else b"broken")  # CMYK becomes sRGB
+    assert result.mode == {"P": "RGB", "1": "L", "CMYK": "RGB"}.get(mode, mode)
+    expected = np.array(image.convert("RGB")).astype(int) // 2
+    assert np.abs(np.array(result.convert("RGB")) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("photo", "words"),
+    [
+        (np.zeros((9, 9, 3), np.float32), "uint8 or uint16"),
+        (np.zeros((9, 9, 2), np.uint8), "2 channels"),
+        (np.zeros((2, 9, 9, 3), np.uint8), "shape"),
+        (np.zeros((0, 9, 3), np.uint8), "shape"),
+    ],
+)
+def test_other_arrays_are_refused(photo, words):
+    with pytest.raises(ValueError, match=words):
+        predictor().predict(photo)
+
+
+def test_strength_is_checked_and_zero_is_exact():
+    photo = np.array(picture(90, 60))
+    assert np.array_equal(predictor(lambda x: 2 * x).predict(photo, strength=0), photo)
+    image = Image.fromarray(photo)
+    assert np.array_equal(np.array(predictor(lambda x: 2 * x).predict(image, strength=0)), photo)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        predictor().predict(photo, strength=1.1)
+
+
+def swapped_profile():
+    """A profile in which red and green have changed places."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return srgb.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+
+
+def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colours():
+    image = Image.new("RGB", (60, 60), (200, 60, 50))
+    image.info["icc_profile"] = swapped_profile()
+    seen = []
+
+    def halve_green(x):
+        seen.append(x[0, :, 30, 30] * 255)
+        return x * torch.tensor([1, 0.5, 1])[:, None, None]
+
+    result = np.array(predictor(halve_green).predict(image))[30, 30].astype(int)
+    assert torch.allclose(seen[0], torch.tensor([60.0, 200.0, 50.0]), atol=3)
+    assert np.abs(result - (100, 60, 50)).max() <= 3  # green stands in the first channel there
+    assert np.array_equal(np.array(predictor().predict(image)), np.array(image))
+
+
+def test_batches_of_tensors():
+    batch = torch.rand(2, 3, 40, 50)
+    assert torch.allclose(predictor().correct(batch), batch, atol=1e-6)
+    assert predictor(lambda x: 3 * x - 1).correct(batch).aminmax() == (0, 1)
+    for wrong in (torch.rand(3, 40, 50), torch.rand(1, 4, 9, 9), torch.zeros(1, 3, 9, 9, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="are expected"):
+            predictor().correct(wrong)
+
+
+def test_a_network_that_overflows_in_half_precision_is_run_again_in_float32():
+    calls = []
+
+    def forward(x):
+        calls.append(torch.is_autocast_enabled("cpu"))
+        return x * float("inf") if calls[-1] else 1.5 * x
+
+    photo = np.array(picture(100, 80)) // 2
+    result = predictor(forward, precision="bfloat16").predict(photo)
+    assert calls == [True, False] and np.abs(result - 1.5 * photo).max() <= 1
+
+
+def test_a_network_whose_output_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        predictor(lambda x: x * float("nan")).predict(np.array(picture(50, 40)))
+
+
+def test_threads_share_the_network_and_one_bad_photo_spoils_no_other():
+    started, sizes = threading.Event(), []
+
+    def forward(x):
+        sizes.append(len(x))
+        started.wait(5)  # meanwhile the other threads queue up
+        bad = (x.mean(dim=(1, 2, 3)) > 0.9).float()[:, None, None, None]
+        return 0.5 * x / (1 - bad)
+
+    shared = predictor(forward)
+    results = {}
+
+    def work(value):
+        try:
+            results[value] = int(shared.predict(np.full((40, 60, 3), value, np.uint8))[5, 5, 0])
+        except ValueError as error:
+            results[value] = str(error)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in (20, 40, 60, 80, 250)]
+    for thread in threads:
+        thread.start()
+    while len(shared._waiting) < 4:
+        pass
+    started.set()
+    for thread in threads:
+        thread.join()
+    assert {value: results[value] for value in (20, 40, 60, 80)} == {20: 10, 40: 20, 60: 30, 80: 40}
+    assert "not finite" in results[250] and max(sizes) == 4
+
+
+def test_without_memory_on_the_gpu_the_cpu_goes_on():
+    calls = []
+
+    def forward(x):
+        calls.append(x.device.type)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return x
+
+    tried = predictor(forward)
+    tried.arithmetic.device = torch.device("cpu", 0)
+    tried.arithmetic.device = SimpleNamespace(type="cuda")
+    tried.arithmetic.memory_format = torch.contiguous_format
+    batch = torch.rand(1, 3, 20, 20)
+    tried.correct = lambda photo: forward(photo)
+    with pytest.warns(UserWarning, match="going on with the CPU"):
+        result = tried._run(batch)
+    assert torch.equal(result, batch) and tried.arithmetic.device.type == "cpu"
+
+
+def test_weights_are_loaded_with_their_size_and_wrong_ones_named(tmp_path):
+    network = build_generator(SimpleNamespace(**ARCHITECTURE))
+    path = tmp_path / "w.safetensors"
+    save_weights(path, network.state_dict(), architecture=ARCHITECTURE, working_size=77, training={})
+    assert Predictor.from_weights(path, device="cpu").size == 77
+    assert Predictor.from_weights(str(path), device="cpu", size=33).size == 33
+    with pytest.raises(ValueError, match="cannot be used"):
+        Predictor.from_weights(path, device="cuda:99")
+    save_weights(path, {"other": torch.zeros(2)}, architecture=ARCHITECTURE, working_size=77, training={})
+    with pytest.raises(WeightsError, match="do not fit"):
+        Predictor.from_weights(path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 2), (640, 480), (1000, 3000)])
+def test_small_copies_have_the_right_size_and_mean_in_every_depth(size):
+    image = picture(*size)
+    pixels = np.array(image)
+    copies = [shrink(image, 128), shrink(pixels, 128), shrink(pixels.astype(np.uint16) * 257, 128)]
+    for copy in copies:
+        assert max(copy.size) == min(max(size), 128) and abs(np.array(copy).mean() - pixels.mean()) < 2
+    copies[0].paste("red", (0, 0, 1, 1))
+    assert np.array_equal(np.array(image), pixels)  # a copy it is

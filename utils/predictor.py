@@ -1,0 +1,232 @@
+"""Correct photos in Python: the network at a bounded size, its correction carried to full size.
+
+This module alone of `utils` imports `models`: it is the door for those who want no command line.
+"""
+
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models import build_generator
+
+from .device import Arithmetic
+from .full_resolution import apply_affine, local_affine
+from .photo import Pixels, from_srgb, leads_back, to_8_bits, to_srgb
+from .weights import WeightsError, load_weights
+
+RELATIVE_RADIUS = 1 / 16
+"""Radius of the local affine model's windows, as a share of the longest side of the small photo."""
+EPSILON = 1e-5
+"""Variance below which the local affine model takes the local gain rather than a fit."""
+LARGEST_BATCH = 16
+"""Small photos of equal size that the network takes at once."""
+
+Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8], npt.NDArray[np.uint16])
+
+
+@dataclass(eq=False)
+class _Request:
+    photo: Tensor
+    result: Tensor | None = None
+    error: Exception | None = None
+
+
+class Predictor:
+    """Correct the exposure of photos of any size. May be used by several threads at once.
+
+    Args:
+        generator: a trained network; its first output is the corrected photo.
+        size: longest side in pixels of what the network sees.
+        arithmetic: where and how it runs.
+    """
+
+    def __init__(self, generator: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:
+        self.arithmetic = arithmetic or Arithmetic()
+        self.generator = self.arithmetic.place(generator).eval()
+        self.size = size
+        self._waiting: list[_Request] = []
+        self._list, self._network = threading.Lock(), threading.Lock()
+
+    @classmethod
+    def from_weights(cls, path: str | Path, device: str = "auto", size: int | None = None) -> "Predictor":
+        """Return a predictor from a weights file.
+
+        Args:
+            path: as train.py and merge.py write it, with its digest beside it.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            size: longest side of what the network sees; None takes what the weights file says.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or not one of ours.
+            ValueError: there is no such device.
+        """
+        path = Path(path)
+        arithmetic = Arithmetic(device=device)
+        weights = load_weights(path)
+        try:
+            generator = build_generator(weights.architecture)
+            generator.load_state_dict(weights.state)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise WeightsError(f"{path}: its tensors do not fit its architecture ({reason})") from None
+        return cls(generator, size or weights.working_size, arithmetic)
+
+    def predict(self, photo: Picture, strength: float = 1.0) -> Picture:
+        """Return the corrected photo, of the type, size and mode of the one given.
+
+        Args:
+            photo: a PIL image, whose embedded colour profile is heeded; or an array of uint8 or uint16 in sRGB,
+                `(H, W)`, `(H, W, 1)`, `(H, W, 3)`, or `(H, W, 4)` with transparency, which stays as it is.
+            strength: from 0, the photo as it is, to 1, the full correction.
+
+        Raises:
+            ValueError: an array of another shape or type, a strength out of range, or weights whose output is not
+                finite.
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength {strength}: from 0 to 1")
+        if isinstance(photo, Image.Image):
+            return self._predict_image(photo, strength)
+        if photo.dtype not in (np.uint8, np.uint16) or photo.ndim not in (2, 3) or photo.size == 0:
+            raise ValueError(f"an array of {photo.dtype}, shape {photo.shape}: uint8 or uint16, (H, W) or (H, W, C)")
+        result = np.array(photo if photo.ndim == 3 else photo[..., None])
+        if result.shape[2] not in (1, 3, 4):
+            raise ValueError(f"{result.shape[2]} channels: 1, 3, or 4 with transparency")
+        colours = np.ascontiguousarray(result[..., :3])
+        self.correct_in_place(colours, strength=strength)
+        result[..., :3] = colours
+        return result.reshape(photo.shape)
+
+    def _predict_image(self, photo: Image.Image, strength: float) -> Image.Image:
+        if strength == 0:
+            return photo.copy()
+        alpha = photo.convert("RGBA").getchannel("A") if photo.has_transparency_data else None
+        info, profile = dict(photo.info), photo.info.get("icc_profile")
+        if photo.mode == "CMYK":
+            pixels = to_srgb(photo, info.pop("icc_profile", None))
+            profile = None
+        else:
+            pixels = photo.convert("L" if photo.mode in ("1", "L", "LA") else "RGB")  # a copy in any case
+        self.correct_in_place(pixels, profile if profile and leads_back(profile, pixels.mode) else None, strength)
+        if alpha is not None:
+            pixels.putalpha(alpha)
+        pixels.info = info
+        return pixels
+
+    def correct(self, batch: Tensor) -> Tensor:
+        """Return the network's output for a batch, clipped to [0, 1], on the batch's device.
+
+        Args:
+            batch: `(B, 3, H, W)` float sRGB in [0, 1]. The network sees it as it is: for photos much larger than
+                `size`, `predict` is better and faster.
+
+        Raises:
+            ValueError: another shape, or weights whose output is not finite.
+        """
+        if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+            raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
+        placed = batch.to(self.arithmetic.device).float().contiguous(memory_format=self.arithmetic.memory_format)
+        with torch.inference_mode():
+            with self.arithmetic.autocast():
+                result = self.generator(placed)[0].float()
+            if not torch.isfinite(result).all():  # half precision can overflow: once more in float32
+                result = self.generator(placed)[0].float()
+            if not torch.isfinite(result).all():
+                raise ValueError("the network's output is not finite: the weights are not usable for this photo")
+        return result.clamp(0, 1).to(batch.device)
+
+    def correct_in_place(self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0) -> None:
+        """Correct an image in mode "L" or "RGB", or an `(H, W, C)` array.
+
+        `profile` is the ICC profile of its colours, one that `utils.photo.leads_back` accepts; None for sRGB.
+        """
+        if strength == 0:
+            return
+        scale, offset = self.fit(pixels, profile)
+        apply_affine(pixels, 1 + strength * (scale - 1), strength * offset)
+
+    def fit(self, pixels: Pixels, profile: bytes | None = None) -> tuple[Tensor, Tensor]:
+        """Return a photo's correction as two small maps `(C, h, w)`: `scale * value + offset`, values in [0, 1]."""
+        small = shrink(pixels, self.size)
+        photo = to_srgb(small, profile)
+        seen = _to_tensor(photo)
+        corrected = self._run(seen)
+        guide, target = _to_tensor(small), corrected
+        if small.mode == "L" and profile is None:
+            target = corrected.mean(dim=1, keepdim=True)
+        elif profile is not None:  # the change, brought into the photo's own colours: no change stays no change
+            image = Image.fromarray((corrected[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+            after, before = from_srgb(image, profile, small.mode), from_srgb(photo, profile, small.mode)
+            assert after is not None and before is not None  # as `leads_back` says
+            target = (guide + _to_tensor(after) - _to_tensor(before)).clamp(0, 1)
+        radius = max(round(max(small.size) * RELATIVE_RADIUS), 1)
+        scale, offset = local_affine(guide, target, radius, EPSILON)
+        return scale[0], offset[0]
+
+    def _run(self, photo: Tensor) -> Tensor:
+        """Return the corrected `(1, 3, h, w)` photo; photos of equal size that wait at once are run together."""
+        request = _Request(photo)
+        with self._list:
+            self._waiting.append(request)
+        with self._network:
+            if request in self._waiting:  # else another thread has taken it along
+                with self._list:
+                    alike = [
+                        other for other in self._waiting if other.photo.shape == photo.shape and other is not request
+                    ]
+                    group = [request, *alike[: LARGEST_BATCH - 1]]
+                    self._waiting = [other for other in self._waiting if other not in group]
+                self._answer(group)
+        if request.error is not None:
+            raise request.error
+        assert request.result is not None
+        return request.result
+
+    def _answer(self, group: list[_Request]) -> None:
+        try:
+            results = self.correct(torch.cat([request.photo for request in group]))
+            for request, result in zip(group, results.split(1), strict=True):
+                request.result = result
+        except Exception as error:
+            if len(group) > 1:
+                for request in group:
+                    self._answer([request])
+            elif isinstance(error, torch.OutOfMemoryError) and self.arithmetic.device.type != "cpu":
+                warnings.warn(f"{self.arithmetic.device} is out of memory: going on with the CPU", stacklevel=2)
+                self.arithmetic = Arithmetic(device="cpu")
+                self.generator = self.arithmetic.place(self.generator)
+                self._answer(group)
+            else:
+                group[0].error = error
+
+
+def shrink(pixels: Pixels, size: int) -> Image.Image:
+    """Return a copy, mode "L" or "RGB", 8 bits, whose longest side is at most `size` pixels."""
+    if isinstance(pixels, Image.Image):
+        step = max(pixels.size) // (2 * size)
+        image = pixels.reduce(step) if step > 1 else pixels
+    else:
+        step = max(max(pixels.shape[:2]) // (2 * size), 1)
+        (height, down), (width, across) = ((length, min(step, length)) for length in pixels.shape[:2])
+        blocks = pixels[: height // down * down, : width // across * across]
+        blocks = blocks.reshape(height // down, down, width // across, across, -1)
+        image = to_8_bits(blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(pixels.dtype))
+    if max(image.size) <= size:
+        return image.copy()
+    image = image.copy() if image is pixels else image
+    image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
+    return image
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return an image as `(1, C, H, W)` floats in [0, 1]."""
+    pixels = torch.from_numpy(np.array(image))
+    return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1))[None].float() / 255
