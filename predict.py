@@ -20,12 +20,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are known to be good
+    from PIL import Image
+
+    from utils.photo import Photo
     from utils.predictor import Predictor
+    from utils.report import Report
 
 VERSION = "0.2.0"
 REPOSITORY = Path(__file__).resolve().parent
@@ -52,6 +56,8 @@ class Result(NamedTuple):
     width: int = 0
     height: int = 0
     seconds: float = 0.0
+    pictures: tuple["Image.Image", "Image.Image"] | None = None
+    """Small copies before and after, for the report."""
 
 
 class Memory:
@@ -113,14 +119,19 @@ def main(argv: list[str] | None = None) -> int:
         remove_unfinished(folder)
     counts = {"written": 0, "skipped": 0, "failed": len(errors)}
     try:
-        for result in correct_all(jobs, predictor, arguments):
-            counts[result.status] += 1
+        with report_of(arguments, rank) as page:
+            for result in correct_all(jobs, predictor, arguments):
+                counts[result.status] += 1
+                add_to_report(page, result, arguments)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the results has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print(f"ERROR {printable(error.filename)}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the results has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     others = f"; {ignored} other files ignored" if ignored and arguments.verbose else ""
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     stream = sys.stderr if arguments.json else sys.stdout
@@ -153,6 +164,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="correct again what the output folder already holds")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU where there is one)")
     add("--workers", type=int, help="photos in work at once (default: one for each processor core)")
+    add("--report", action="store_true", help="write index.html into the output folder: before and after, side by side")
     add("--dry-run", action="store_true", help="only say what would be written where")
     add("--json", action="store_true", help="print one JSON object for each photo; the summary goes to stderr")
     add("-q", "--quiet", action="store_true", help="errors only")
@@ -333,11 +345,15 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
     source, destination = job
     try:
         if os.path.lexists(destination) and not arguments.overwrite:
-            return Result(job, "skipped")
+            if not arguments.report:
+                return Result(job, "skipped")
+            original, corrected = load_photo(source), load_photo(destination)
+            return Result(job, "skipped", "", *original.size, 0.0, (preview(original), preview(corrected)))
         pixels, is_deep = size_of(source)
         with memory.reserve(pixels * BYTES_PER_PIXEL * (2 if is_deep else 1)):
             photo = load_photo(source)
             kind = arguments.format.upper() if arguments.format else None
+            before = preview(photo) if arguments.report else None
             predictor.correct_in_place(photo.pixels, photo.profile, arguments.strength)
             destination.parent.mkdir(parents=True, exist_ok=True)
             keeps_all = kind in (None, photo.format) and arguments.quality is None and not arguments.strip_metadata
@@ -347,7 +363,8 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
                 keep = not arguments.strip_metadata
                 save_photo(destination, photo, format=kind, quality=arguments.quality, keep_metadata=keep)
             width, height = photo.size
-        return Result(job, "written", "", width, height, time.monotonic() - started)
+            pictures = (before, preview(photo)) if before is not None else None
+        return Result(job, "written", "", width, height, time.monotonic() - started, pictures)
     except Exception as error:  # whatever one photo does must not cost the others
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if not isinstance(error, PhotoError | OSError | ValueError):
@@ -355,11 +372,41 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
         return Result(job, "failed", reason)
 
 
+def preview(photo: "Photo") -> "Image.Image":
+    """Return a small copy for the report, in sRGB."""
+    from utils.photo import to_srgb
+    from utils.predictor import shrink
+    from utils.report import PREVIEW_SIZE
+
+    return to_srgb(shrink(photo.pixels, PREVIEW_SIZE), photo.profile)
+
+
+def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManager["Report | None"]:
+    """Return the page to write, or a context without one."""
+    if not arguments.report:
+        return nullcontext()
+    from utils.report import Report
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    return Report.open(arguments.output / (f"index-{rank}.html" if rank else "index.html"))
+
+
+def add_to_report(page: "Report | None", result: Result, arguments: argparse.Namespace) -> None:
+    """Add a photo to the page, if there is one."""
+    if page is None:
+        return
+    name = printable(result.job.destination.relative_to(arguments.output))
+    if result.pictures is not None:
+        page.add(name, (result.width, result.height), result.seconds, *result.pictures)
+    else:
+        page.add_failure(name, result.reason)
+
+
 def report(result: Result, arguments: argparse.Namespace) -> None:
     """Print what came of a photo: failures always, the others if asked."""
     from tqdm import tqdm
 
-    job, status, reason, width, height, seconds = result
+    job, status, reason, width, height, seconds, _ = result
     if status == "failed":
         tqdm.write(f"ERROR {printable(job.source)}: {printable(reason)}", file=sys.stderr)
     elif arguments.verbose:
