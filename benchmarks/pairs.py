@@ -9,7 +9,7 @@ example:
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,24 +29,29 @@ Pixels = npt.NDArray[np.uint8]
 Method = Callable[[Pixels], Pixels]
 
 
-def read(path: Path) -> Pixels:
-    """Return a photo, `(H, W, 3)`, reduced to a longest side of 512 px."""
+def read(path: Path, longest: int | None = 512) -> Pixels:
+    """Return a photo, `(H, W, 3)`, reduced to a longest side of so many pixels, or in its own size."""
     image = read_photo(path)
-    image.thumbnail((512, 512), Image.Resampling.LANCZOS, reducing_gap=None)
+    if longest is not None:
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
     return np.array(image)
 
 
-def score(method: Method, folder: Path) -> tuple[float, float]:
-    """Return mean PSNR and SSIM of a method over one set."""
-    scores = []
+def pairs_of(folder: Path, longest: int | None = 512) -> Iterator[tuple[Pixels, Pixels]]:
+    """Yield inputs and targets of one set."""
     for path in sorted((folder / "input").iterdir()):
-        output, target = (
-            torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-            for pixels in (method(read(path)), read(folder / "gt" / path.name))
-        )
-        if output.shape != target.shape:
-            raise SystemExit(f"ERROR {path}: sizes of output and target differ: {output.shape}, {target.shape}")
-        scores.append((psnr(output, target).item(), ssim(output, target).item()))
+        yield read(path, longest), read(folder / "gt" / path.name, longest)
+
+
+def score(method: Method, pairs: Iterable[tuple[Pixels, Pixels]]) -> tuple[float, float]:
+    """Return mean PSNR and SSIM of a method over pairs of input and target."""
+    scores = []
+    for photo, target in pairs:
+        result = method(photo)
+        if result.shape != target.shape:
+            raise SystemExit(f"ERROR sizes of output and target differ: {result.shape}, {target.shape}")
+        first, second = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 for pixels in (result, target))
+        scores.append((psnr(first, second).item(), ssim(first, second).item()))
     return float(np.mean([s[0] for s in scores])), float(np.mean([s[1] for s in scores]))
 
 
@@ -67,7 +72,7 @@ def main() -> None:
     print("| set | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
     table = []
     for folder in folders:
-        table.append([score(method, folder) for method in methods.values()])
+        table.append([score(method, pairs_of(folder)) for method in methods.values()])
         print(f"| {folder.name} | " + " | ".join(f"{p:.2f} / {s:.3f}" for p, s in table[-1]) + " |", flush=True)
     means = np.mean(table, axis=0)
     print("| mean over sets | " + " | ".join(f"{p:.2f} / {s:.3f}" for p, s in means) + " |")

@@ -1,12 +1,17 @@
-"""Compare ways to carry a correction from the network's small picture to the photo, on pairs as benchmarks/pairs.py.
+"""Compare ways to carry a correction from the network's small picture to the photo.
 
-example:
-  python benchmarks/transfer.py PAIRS -w weights/msec.safetensors --size 192
+On folders of pairs as benchmarks/pairs.py takes them, at a longest side of 512 px or in their own size; or on large
+photos that are mis-exposed here, by -2 and +1.5 EV in linear light, and are their own targets.
+
+examples:
+  python benchmarks/transfer.py PAIRS --size 128
+  python benchmarks/transfer.py PAIRS --size 128 --sets sice brackets_students --own-size --short
+  python benchmarks/transfer.py --synthesise PHOTOS --size 128 --short
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +22,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.pairs import Method, Pixels, score
+from benchmarks.pairs import Method, Pixels, pairs_of, read, score
 from models import build_generator
 from utils.device import Arithmetic
 from utils.full_resolution import apply_affine, local_affine
+from utils.photo import find_photos
 from utils.weights import load_weights
 
 Transfer = Callable[[Pixels, Tensor, Tensor], Pixels]
@@ -77,30 +83,73 @@ def method(generator: torch.nn.Module, arithmetic: Arithmetic, size: int, transf
     return correct
 
 
+def at_full_size(generator: torch.nn.Module, arithmetic: Arithmetic) -> Method:
+    """Return the network run on the photo itself."""
+
+    def correct(pixels: Pixels) -> Pixels:
+        photo = arithmetic.photos(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+        with torch.inference_mode(), arithmetic.autocast():
+            corrected = generator(photo)[0].float()
+        return (corrected[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+    return correct
+
+
+def synthesised(folder: Path) -> Iterator[tuple[Pixels, Pixels]]:
+    """Yield large photos two stops too dark and a stop and a half too bright, 8 bits, and as they are."""
+    value = np.arange(256) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    for path in find_photos(folder):
+        target = read(path, None)
+        for stops in (-2.0, 1.5):
+            light = np.clip(linear * 2**stops, 0, 1)
+            encoded = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+            yield (255 * encoded).round().astype(np.uint8)[target], target
+
+
 def main() -> None:
     """Print a row per way, the mean over the sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder of sets")
+    parser.add_argument("root", type=Path, nargs="?", help="folder of sets")
+    parser.add_argument("--sets", nargs="*", help="only these sets")
+    parser.add_argument("--own-size", action="store_true", help="photos in their own size rather than 512 px")
+    parser.add_argument("--synthesise", type=Path, metavar="PHOTOS", help="folder of large, well exposed photos")
+    parser.add_argument("--short", action="store_true", help="leave out the ways that are known to be worse")
     parser.add_argument("-w", "--weights", type=Path, default=Path("weights/msec.safetensors"))
     parser.add_argument("--size", type=int, action="append", required=True, help="working size; repeatable")
     arguments = parser.parse_args()
+    if (arguments.root is None) == (arguments.synthesise is None):
+        parser.error("give a folder of sets, or --synthesise")
     weights = load_weights(arguments.weights)
     arithmetic = Arithmetic()
     generator = build_generator(weights.architecture)
     generator.load_state_dict(weights.state)
     arithmetic.place(generator).eval()
-    folders = sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir())
+
+    def sets() -> list[Iterator[tuple[Pixels, Pixels]]]:
+        if arguments.synthesise:
+            return [synthesised(arguments.synthesise)]
+        folders = sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir())
+        longest = None if arguments.own_size else 512
+        return [pairs_of(folder, longest) for folder in folders if folder.name in (arguments.sets or [folder.name])]
+
+    epsilons = (1e-5,) if arguments.short else (1e-5, 1e-4, 1e-3)
     transfers: dict[str, Transfer] = {"bicubic": resize}
-    for epsilon in (1e-5, 1e-4, 1e-3):
+    for epsilon in epsilons:
         transfers[f"guided filter, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon, pull_to_gain=False)
         transfers[f"ours, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon)
     for radius in (8, 16, 64):
         transfers[f"ours, radius 1/{radius}, eps 1e-05"] = affine(1 / radius, 1e-5)
-    cases = [(size, name, transfer) for size in arguments.size for name, transfer in transfers.items()]
+    cases = [
+        (f"{size} px", name, method(generator, arithmetic, size, transfer))
+        for size in arguments.size
+        for name, transfer in transfers.items()
+    ]
+    cases += [("-", "the photo as it is", lambda pixels: pixels)]
+    cases += [("full size", "none", at_full_size(generator, arithmetic))]
     print("| network at | transfer | PSNR / SSIM |\n|---|---|---|")
-    for size, name, transfer in cases:
-        table = [score(method(generator, arithmetic, size, transfer), folder) for folder in folders]
-        quality, structure = np.mean(table, axis=0)
+    for size, name, way in cases:
+        quality, structure = np.mean([score(way, pairs) for pairs in sets()], axis=0)
         print(f"| {size} | {name} | {quality:.2f} / {structure:.3f} |", flush=True)
 
 

@@ -69,9 +69,10 @@ def test_every_example_photo_has_its_source():
     assert 6 <= len(photos) <= 10 and all(f"`{name}`" in card for name in photos)
 
 
-def test_the_readmes_python_runs():
+def test_the_readmes_python_runs(monkeypatch):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     assert blocks
+    monkeypatch.chdir(REPOSITORY)
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
