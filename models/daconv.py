@@ -430,6 +430,8 @@ def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
 
 def _decouple(conv: nn.Conv2d, keep_function: bool) -> DAConv:
     layer = DAConv(**_arguments(conv))
+    if not conv.weight.is_contiguous():
+        layer = layer.to(memory_format=torch.channels_last)
     if keep_function:
         with torch.no_grad():
             # K = s (W_c + d S_c) + s (W_d - d S_d) is W for W_c = W_d = W / 2s.
@@ -448,7 +450,7 @@ def _plain(units: Sequence[nn.Conv2d], kernel: Tensor, bias: Tensor | None) -> n
     like = units[0]
     conv = nn.utils.skip_init(nn.Conv2d, **_arguments(like))
     assert isinstance(conv, nn.Conv2d)
-    conv.weight.copy_(kernel)
+    conv.weight = nn.Parameter(kernel.detach().clone())  # in its memory format
     if conv.bias is not None and bias is not None:
         conv.bias.copy_(bias)
         conv.bias.requires_grad_(any(unit.bias is not None and unit.bias.requires_grad for unit in units))

@@ -438,3 +438,12 @@ def test_merging_leaves_the_random_state_alone_and_trains_what_either_unit_train
     merged = merge_daconv(layer)
     assert torch.equal(before, torch.get_rng_state())
     assert merged.weight.requires_grad and merged.bias.requires_grad
+
+
+def test_the_memory_format_is_kept_both_ways():
+    conv = nn.Conv2d(4, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    layer, _ = to_daconv(conv)
+    assert layer.contrast.weight.is_contiguous(memory_format=torch.channels_last)
+    merged = merge_daconv(layer)
+    assert merged.weight.is_contiguous(memory_format=torch.channels_last)
+    assert merge_daconv(layer.to(memory_format=torch.contiguous_format)).weight.is_contiguous()
