@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -35,8 +36,6 @@ VERSION = "0.2.0"
 REPOSITORY = Path(__file__).resolve().parent
 EXAMPLES = REPOSITORY / "data" / "examples"
 FORMATS = ("jpeg", "png", "webp", "tiff", "bmp", "avif")
-BYTES_PER_PIXEL = 8
-"""Memory that a photo of 8 bits takes while it is corrected; one of 16 bits takes twice as much."""
 
 
 class Job(NamedTuple):
@@ -61,18 +60,21 @@ class Result(NamedTuple):
 
 
 class Memory:
-    """Let as many photos be in work at once as fit into twice the memory of the largest one, or 128 MB."""
+    """Let as many photos be in work at once as fit into 16 bytes per pixel of the largest one, or 128 MB.
+
+    One that does not fit is worked on alone.
+    """
 
     def __init__(self) -> None:
-        self.used = self.largest = 0
+        self.used = self.allowed = 0
         self.changed = threading.Condition()
 
     @contextmanager
-    def reserve(self, amount: int) -> Iterator[None]:
-        """Wait until `amount` bytes fit."""
+    def reserve(self, pixels: int, amount: int) -> Iterator[None]:
+        """Wait until `amount` bytes, for a photo of so many pixels, fit."""
         with self.changed:
-            self.largest = max(self.largest, amount)
-            self.changed.wait_for(lambda: not self.used or self.used + amount <= max(2 * self.largest, 128 << 20))
+            self.allowed = max(self.allowed, 16 * pixels, 128 << 20)
+            self.changed.wait_for(lambda: not self.used or self.used + amount <= self.allowed)
             self.used += amount
         try:
             yield
@@ -84,23 +86,44 @@ class Memory:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 for all done, 1 for some failed, 2 for usage or no input, 130 if interrupted."""
-    arguments = parse_arguments(argv)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
-    jobs, errors, ignored = plan(arguments)
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    jobs, errors = jobs[rank::processes], errors if rank == 0 else []
-    for error in errors:
-        print(f"ERROR {printable(error)}", file=sys.stderr)
-    if not jobs and not (processes > 1 and rank):
+    try:
+        code = run(parse_arguments(argv))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the results has gone
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # of the report; a photo's own errors are named with it
+        print(f"ERROR {printable(error.filename)}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Correct what the arguments say and return the exit code."""
+    refusals: list[tuple[Path, str]] = []
+    jobs, ignored = plan(arguments, refusals)
+    rank, processes = 0, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
+        rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        jobs, refusals = jobs[rank::processes], refusals if rank == 0 else []
+    for path, reason in refusals:
+        say(Result(Job(path, path), "failed", reason), arguments)
+    if not jobs and processes == 1:
         print("ERROR no photo to correct", file=sys.stderr)
         return 2
     if arguments.dry_run:
         for source, destination in jobs:
             note = " (there already)" if os.path.lexists(destination) and not arguments.overwrite else ""
             print(f"{printable(source)} -> {printable(destination)}{note}")
-        return 1 if errors else 0
+        return 1 if refusals else 0
 
     from utils.files import remove_unfinished
     from utils.predictor import Predictor
@@ -112,32 +135,39 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ERROR {printable(error)}", file=sys.stderr)
         return 2
     if not arguments.quiet:
-        print(f"{predictor.arithmetic}; network at {predictor.size} px", file=sys.stderr)
+        share = f"; process {rank + 1} of {processes}, {len(jobs)} photos" if processes > 1 else ""
+        print(f"{predictor.arithmetic}; network at {predictor.size} px{share}", file=sys.stderr)
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, exit_on_sigterm)
     for folder in {job.destination.parent for job in jobs}:
         remove_unfinished(folder)
-    counts = {"written": 0, "skipped": 0, "failed": len(errors)}
-    try:
-        with report_of(arguments, rank) as page:
-            for result in correct_all(jobs, predictor, arguments):
-                counts[result.status] += 1
-                add_to_report(page, result, arguments)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # whoever read the results has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        else:
-            print(f"ERROR {printable(error.filename)}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    counts = {"written": 0, "skipped": 0, "failed": len(refusals)}
+    with all_together(processes), report_of(arguments, rank) as page:
+        for result in correct_all(jobs, predictor, arguments):
+            counts[result.status] += 1
+            add_to_report(page, result, arguments)
     others = f"; {ignored} other files ignored" if ignored and arguments.verbose else ""
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    stream = sys.stderr if arguments.json else sys.stdout
     if not arguments.quiet:
+        stream = sys.stderr if arguments.json else sys.stdout
         print(f"done {sum(counts.values())}: {summary}; photos in {printable(arguments.output)}{others}", file=stream)
     return 1 if counts["failed"] else 0
+
+
+@contextmanager
+def all_together(processes: int) -> Iterator[None]:
+    """Let the processes that torchrun started end together: it kills the others when one has ended with an error."""
+    if processes == 1:
+        yield
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        yield
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -184,92 +214,116 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def plan(arguments: argparse.Namespace) -> tuple[list[Job], list[str], int]:
-    """Return what to correct and where it goes, what cannot be, with reasons, and how many other files were met.
+def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tuple[list[Job], int]:
+    """Return what to correct and where it goes, and how many other files were met; what cannot be goes to `refusals`.
 
     Every file keeps its name; none replaces an original or another.
     """
     from utils.photo import OPTIONAL, SUFFIXES
 
-    output, errors, ignored = arguments.output, [], 0
+    ignored = 0
     found: dict[Path, Path] = {}  # photo -> folder of the output
     for given in arguments.input:
         paths = [given]
         if not os.path.lexists(given) and glob.has_magic(str(given)):
             paths = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
             if not paths:
-                errors.append(f"{given}: no such file")
+                refusals.append((given, "no such file"))
         for path in paths:
             if not os.path.isdir(path):
-                found.setdefault(path, output)
+                found.setdefault(path, arguments.output)
                 continue
-            try:
-                files = sorted(walk(path, output, recursive=arguments.recursive))
-            except OSError as error:
-                errors.append(f"{error.filename}: {error.strerror}")
-                continue
+            before = len(refusals)
+            files = sorted(walk(path, arguments, refusals))
             photos = [file for file in files if file.suffix.lower() in SUFFIXES or file.suffix.lower() in OPTIONAL]
-            photos = [file for file in photos if not is_own_work(file, arguments)]
             ignored += len(files) - len(photos)
-            if not photos:
-                errors.append(
-                    f"{path}: no photos in this folder" + ("" if arguments.recursive else ": -r looks deeper")
+            folders = {file: arguments.output / file.parent.relative_to(path) for file in photos}
+            found |= {file: to for file, to in folders.items() if not is_own_work(file, to, arguments.suffix)}
+            if not photos and len(refusals) == before:
+                refusals.append(
+                    (path, "no photos in this folder" + ("" if arguments.recursive else ": -r looks deeper"))
                 )
-            for file in photos:
-                found.setdefault(file, output / file.parent.relative_to(path))
-    jobs: dict[Path, Job] = {}
+    originals = {identity(source): source for source in found}
+    jobs: dict[str, Job] = {}
+    is_blind = is_case_blind(arguments.output)
     for job in destinations(found, arguments):
         source, destination = job
-        if destination in jobs and not is_same_file(jobs[destination].source, source):
-            errors.append(f"{source}: same name as {jobs[destination].source}: give it another output folder")
-        elif is_same_file(destination, source):
-            errors.append(f"{source}: would replace the original: give another output folder, or --suffix")
+        key = str(destination).casefold() if is_blind else str(destination)
+        if key in jobs and not is_same_file(jobs[key].source, source):
+            refusals.append((source, f"same name as {jobs[key].source}: give it another output folder"))
+        elif (original := originals.get(identity(destination))) is not None:
+            what = "the original" if original == source else f"the original {original}"
+            refusals.append((source, f"would replace {what}: give another output folder, or --suffix"))
         else:
-            jobs.setdefault(destination, job)
-    return list(jobs.values()), errors, ignored
+            jobs.setdefault(key, job)
+    return list(jobs.values()), ignored
 
 
-def walk(folder: Path, output: Path, *, recursive: bool) -> Iterator[Path]:
-    """Yield the files in a folder that are not hidden, but nothing inside the output folder.
+def walk(folder: Path, arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> Iterator[Path]:
+    """Yield the files in a folder that are not hidden, but nothing inside the output folder."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        refusals.append((folder, str(error.strerror)))
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):  # hidden, unfinished, and other systems' shadow files
+            continue
+        if arguments.recursive and entry.is_dir(follow_symlinks=False):
+            if not is_same_file(path, arguments.output):
+                yield from walk(path, arguments, refusals)
+        elif os.path.isfile(path) or (entry.is_symlink() and not os.path.exists(path)):  # broken links are named later
+            yield path
 
-    Raises:
-        OSError: `folder` cannot be listed.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):  # hidden, unfinished, and other systems' shadow files
-                continue
-            if recursive and entry.is_dir(follow_symlinks=False):
-                if not is_same_file(Path(entry.path), output):
-                    yield from walk(Path(entry.path), output, recursive=True)
-            elif entry.is_file():
-                yield Path(entry.path)
 
-
-def is_own_work(file: Path, arguments: argparse.Namespace) -> bool:
-    """Tell whether a file was written by an earlier run with --suffix into the folder of the photos."""
-    suffix = arguments.suffix
-    return bool(suffix) and file.stem.endswith(suffix) and is_same_file(file.parent, arguments.output)
+def is_own_work(file: Path, folder: Path, suffix: str) -> bool:
+    """Tell whether a file was written by an earlier run with --suffix: beside the photo that it was made from."""
+    if not suffix or not file.stem.endswith(suffix) or not is_same_file(file.parent, folder):
+        return False
+    stem = file.stem.removesuffix(suffix)
+    return any(sibling.stem == stem or sibling.name == stem for sibling in file.parent.iterdir() if sibling != file)
 
 
 def destinations(found: dict[Path, Path], arguments: argparse.Namespace) -> Iterator[Job]:
-    """Yield where each photo goes; those that would get one name, as a.jpg and a.png as PNG, keep their old ending."""
+    """Yield where each photo goes; those that would get one name, as a.jpg and a.png as PNG, keep their old ending.
+
+    A camera's raw file keeps it always, as there is often a JPEG of the same name beside it.
+    """
     endings = {"jpeg": ".jpg", "tiff": ".tif"}
     named: dict[Path, list[Path]] = {}
     for source, folder in found.items():
-        ending = source.suffix
+        stem, ending = source.stem, source.suffix
         if arguments.format and not is_of_format(ending, arguments.format):
             ending = endings.get(arguments.format, f".{arguments.format}")
         elif is_raw(source):
             ending = ".jpg"
-        named.setdefault(folder / f"{source.stem}{arguments.suffix}{ending}", []).append(source)
+        if is_raw(source):
+            stem = source.name
+        named.setdefault(folder / f"{stem}{arguments.suffix}{ending}", []).append(source)
     for destination, sources in named.items():
         for source in sources:
-            if len(sources) > 1 and source.suffix != destination.suffix:
-                destination_of_one = destination.with_name(f"{source.name}{arguments.suffix}{destination.suffix}")
-                yield Job(source, destination_of_one)
+            if len(sources) > 1 and source.suffix != destination.suffix and not is_raw(source):
+                yield Job(source, destination.with_name(f"{source.name}{arguments.suffix}{destination.suffix}"))
             else:
                 yield Job(source, destination)
+
+
+def is_case_blind(folder: Path) -> bool:
+    """Tell whether a folder's file system takes A.jpg and a.jpg for one file, as those of macOS and Windows do."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if place.exists() and place.name.swapcase() != place.name:
+            return is_same_file(place, place.with_name(place.name.swapcase()))
+    return False
+
+
+def identity(path: Path) -> tuple[int, int] | str:
+    """Return what tells a file from others, or an absolute path where there is none."""
+    try:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    except OSError:
+        return str(path.absolute())
 
 
 def is_of_format(ending: str, name: str) -> bool:
@@ -327,7 +381,7 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
                 break
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
-                report(future.result(), arguments)
+                say(future.result(), arguments)
                 bar.update()
                 yield future.result()
     finally:
@@ -339,18 +393,18 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
 def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace, memory: Memory) -> Result:
     """Correct one photo and write it; whatever goes wrong is in the result."""
     from utils.files import copy_file
-    from utils.photo import PhotoError, load_photo, save_photo, size_of
+    from utils.photo import PhotoError, load_photo, memory_of, save_photo
 
     started = time.monotonic()
     source, destination = job
     try:
         if os.path.lexists(destination) and not arguments.overwrite:
-            if not arguments.report:
-                return Result(job, "skipped")
-            original, corrected = load_photo(source), load_photo(destination)
-            return Result(job, "skipped", "", *original.size, 0.0, (preview(original), preview(corrected)))
-        pixels, is_deep = size_of(source)
-        with memory.reserve(pixels * BYTES_PER_PIXEL * (2 if is_deep else 1)):
+            if arguments.report:
+                with suppress(PhotoError, OSError), memory.reserve(*memory_of(source)):
+                    photos = load_photo(source), load_photo(destination)
+                    return Result(job, "skipped", "", *photos[0].size, 0.0, (preview(photos[0]), preview(photos[1])))
+            return Result(job, "skipped")
+        with memory.reserve(*memory_of(source)):
             photo = load_photo(source)
             kind = arguments.format.upper() if arguments.format else None
             before = preview(photo) if arguments.report else None
@@ -398,11 +452,11 @@ def add_to_report(page: "Report | None", result: Result, arguments: argparse.Nam
     name = printable(result.job.destination.relative_to(arguments.output))
     if result.pictures is not None:
         page.add(name, (result.width, result.height), result.seconds, *result.pictures)
-    else:
+    elif result.status == "failed":
         page.add_failure(name, result.reason)
 
 
-def report(result: Result, arguments: argparse.Namespace) -> None:
+def say(result: Result, arguments: argparse.Namespace) -> None:
     """Print what came of a photo: failures always, the others if asked."""
     from tqdm import tqdm
 
@@ -413,7 +467,8 @@ def report(result: Result, arguments: argparse.Namespace) -> None:
         where = f"{printable(job.source)} -> {printable(job.destination)}"
         tqdm.write(f"{status} {where}" + (f" ({width}x{height}, {seconds:.2f} s)" if width else ""), file=sys.stderr)
     if arguments.json:
-        facts: dict[str, Any] = {"input": str(job.source), "output": str(job.destination), "status": status}
+        output = None if job.destination == job.source else str(job.destination)  # None: refused before the start
+        facts: dict[str, Any] = {"input": str(job.source), "output": output, "status": status}
         if reason:
             facts["reason"] = reason
         if width:

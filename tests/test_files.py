@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 
 from models import build_generator
 from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from utils.files import atomic_path, sha256, write_text
+from utils.files import atomic_path, remove_unfinished, sha256, write_text
 from utils.weights import WeightsError, load_weights, save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
@@ -115,3 +116,32 @@ def test_released_weights_are_what_their_digest_and_card_say():
     generator.load_state_dict(loaded.state)
     assert sum(parameter.numel() for parameter in generator.parameters()) == 7_015_449
     assert json.loads((REPOSITORY / "conf.json").read_text())["working_size"] == loaded.working_size
+
+
+def test_threads_do_not_loosen_the_umask(tmp_path):
+    before = os.umask(0o022)
+    os.umask(before)
+
+    def work(index):
+        for _ in range(50):
+            write_text(tmp_path / f"{index}.txt", "x")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = os.umask(0o022)
+    os.umask(after)
+    assert after == before
+
+
+def test_unfinished_files_of_dead_processes_are_removed_and_of_live_ones_kept(tmp_path):
+    (tmp_path / ".unfinished-dead.jpg").write_bytes(b"half")
+    (tmp_path / ".other").write_bytes(b"mine")
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        remove_unfinished(tmp_path)
+        assert temporary.exists() and not (tmp_path / ".unfinished-dead.jpg").exists()
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "a.txt"]
+    remove_unfinished(tmp_path / "absent")

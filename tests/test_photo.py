@@ -255,3 +255,65 @@ def test_raw_is_developed_by_the_package_and_written_as_jpeg(tmp_path, monkeypat
     save_photo(tmp_path / "a.jpg", photo)
     with Image.open(tmp_path / "a.jpg") as after:
         assert after.format == "JPEG" and after.size == (64, 48)
+
+
+def test_associated_alpha_of_16_bits_is_divided_out_and_unknown_channels_refused(tmp_path):
+    straight, alpha = deep(), deep(channels=1) // 2 + 30_000
+    premultiplied = (straight.astype(float) * alpha[..., None] / 65535).round().astype(np.uint16)
+    pixels = np.dstack((premultiplied, alpha))
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    photo = load_photo(tmp_path / "a.tif")
+    assert np.array_equal(photo.alpha, alpha) and np.abs(photo.pixels.astype(int) - straight).max() <= 3
+    tifffile.imwrite(tmp_path / "b.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(PhotoError, match="unknown meaning"):
+        load_photo(tmp_path / "b.tif")
+
+
+def test_a_progressive_jpeg_of_noise_is_written(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3)).astype(np.uint8))
+    noise.save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    photo = load_photo(tmp_path / "a.jpg")
+    photo.options["progressive"] = True
+    save_photo(tmp_path / "b.jpg", photo)
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert np.abs(np.array(after).astype(int) - np.array(noise)).mean() < 3
+
+
+def test_iptc_and_comment_of_a_jpeg_are_kept_or_stripped(tmp_path):
+    segment = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x0a\x1c\x02\x78\0\x05title"
+    marker = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment
+    picture(40, 30).save(tmp_path / "a.jpg", comment=b"a comment", extra=marker)
+    photo = load_photo(tmp_path / "a.jpg")
+    save_photo(tmp_path / "b.jpg", photo)
+    save_photo(tmp_path / "c.jpg", photo, keep_metadata=False)
+    for name, kept in (("b.jpg", True), ("c.jpg", False)):
+        data = (tmp_path / name).read_bytes()
+        assert (segment in data) == kept and (b"a comment" in data) == kept
+
+
+def test_a_tiffs_layout_does_not_get_into_the_exif_of_a_jpeg(tmp_path):
+    tags = [(271, "s", 0, "Maker", True), (34377, "B", 70_000, bytes(70_000), True)]  # a large Photoshop block
+    options = {"extratags": tags, "software": False, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", np.array(picture(64, 48)), photometric="rgb", **options)
+    save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.tif"), format="JPEG")
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert after.getexif().keys() - {ExifTags.IFD.Exif} == {271} and after.getexif()[271] == "Maker"
+
+
+def test_a_grey_profile_does_not_stay_on_colours(tmp_path):
+    profile = bytearray(SRGB)
+    grey = picture(40, 30).convert("L")
+    grey.save(tmp_path / "a.png")
+    photo = load_photo(tmp_path / "a.png")
+    photo.profile = bytes(profile)
+    save_photo(tmp_path / "b.webp", photo, format="WEBP")
+    with Image.open(tmp_path / "b.webp") as after:
+        assert "icc_profile" not in after.info
+
+
+def test_avif_of_more_than_8_bits_is_refused(tmp_path):
+    picture(64, 48).save(tmp_path / "a.avif")
+    (tmp_path / "b.avif").write_bytes(imagecodecs.avif_encode(deep(48, 64) >> 6, bitspersample=10))
+    assert load_photo(tmp_path / "a.avif").size == (64, 48)
+    with pytest.raises(PhotoError, match="more than 8 bits"):
+        load_photo(tmp_path / "b.avif")

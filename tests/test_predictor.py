@@ -199,3 +199,28 @@ def test_small_copies_have_the_right_size_and_mean_in_every_depth(size):
         assert max(copy.size) == min(max(size), 128) and abs(np.array(copy).mean() - pixels.mean()) < 2
     copies[0].paste("red", (0, 0, 1, 1))
     assert np.array_equal(np.array(image), pixels)  # a copy it is
+
+
+def test_images_of_16_bits_keep_them_and_others_are_refused():
+    ramp = np.arange(4800, dtype=np.uint16).reshape(60, 80) * 10
+    result = predictor(lambda x: 0.5 * x).predict(Image.fromarray(ramp))
+    assert result.mode == "I;16" and len(np.unique(np.array(result))) > 4000
+    assert np.abs(np.array(result) - ramp / 2.0).max() < 200
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match="8 or 16 bits"):
+            predictor().predict(Image.new(mode, (9, 9)))
+    premultiplied = picture(20, 20).convert("RGBA").convert("RGBa")
+    assert predictor().predict(premultiplied).mode == "RGBA"
+
+
+def test_without_memory_on_the_gpu_from_the_start_the_cpu_is_taken(monkeypatch):
+    def place(self, network):
+        if self.device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network
+
+    monkeypatch.setattr(Arithmetic, "place", place)
+    arithmetic = Arithmetic(device="cpu")
+    arithmetic.device = SimpleNamespace(type="cuda")
+    with pytest.warns(UserWarning, match="going on with the CPU"):
+        assert Predictor(torch.nn.Identity(), 64, arithmetic).arithmetic.device.type == "cpu"

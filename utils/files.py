@@ -14,6 +14,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = ".unfinished-"
+_UMASK = os.umask(0)  # read once: it can only be read by setting it, for all threads
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -28,7 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         _lock(handle)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        temporary.chmod(0o666 & ~_UMASK)  # mkstemp's files are private
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -48,10 +50,11 @@ def remove_unfinished(folder: Path) -> None:
     """
     if fcntl is None:
         return
-    for path in folder.glob(f"{_PREFIX}*"):
-        with suppress(OSError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+    with suppress(OSError):
+        for path in list(folder.glob(f"{_PREFIX}*")):
+            with suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def copy_file(source: Path, destination: Path) -> None:
@@ -76,12 +79,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -87,7 +87,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path))
-            elif entry.is_file():
+            elif os.path.isfile(entry.path):  # a link that leads to itself is none
                 yield Path(entry.path)
 
 
@@ -153,6 +153,8 @@ def _depth(image: ImageFile.ImageFile) -> str:
     raw_modes = [str(tile.args[0] if isinstance(tile.args, tuple) else tile.args) for tile in image.tile]
     if any(";16" in mode and not mode.startswith("BGR") for mode in raw_modes):  # "BGR;16": a whole pixel in 16 bits
         return "16"
+    if image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
+        return f"{image.info['bit_depth']}-bit"
     return {"I": "32-bit", "F": "floating-point"}.get(image.mode[:1], "8")
 
 
@@ -184,7 +186,7 @@ def read_photo(path: Path, enough: int | None = None) -> Image.Image:
             scale = enough / min(image.size)
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         _decode(image)
-        return to_srgb(_plain(image), image.info.get("icc_profile"))
+        return to_srgb(without_alpha(image), image.info.get("icc_profile"))
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -204,7 +206,7 @@ def from_srgb(image: Image.Image, profile: bytes, mode: str) -> Image.Image | No
     return None
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def without_alpha(image: Image.Image) -> Image.Image:
     """Return a decoded image without transparency, as "L", "RGB" or "CMYK"."""
     if image.mode in ("L", "RGB", "CMYK"):
         return image
@@ -244,17 +246,22 @@ class Photo:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-def size_of(path: Path) -> tuple[int, bool]:
-    """Return how many pixels a photo has, and whether they are deeper than 8 bits, from its header.
+def memory_of(path: Path) -> tuple[int, int]:
+    """Return how many pixels a photo has, and about how many bytes it takes to correct it, from its header.
+
+    Measured: the decoders and encoders of some formats take several times what the pixels do.
 
     Raises:
         PhotoError: as `open_photo`.
     """
     if OPTIONAL.get(path.suffix.lower()) == "rawpy":
         with _errors_as_photo_errors():
-            return os.stat(path).st_size, False  # about a byte per pixel
+            pixels = os.stat(path).st_size  # about a byte per pixel
+            return pixels, 16 * pixels
     with open_photo(path) as image:
-        return image.width * image.height, _depth(image) != "8"
+        pixels = image.width * image.height
+        per_pixel = {"JPEG": 8, "MPO": 8, "BMP": 8, "AVIF": 34, "WEBP": 46, "HEIF": 34}.get(str(image.format), 12)
+        return pixels, pixels * (24 if _depth(image) != "8" else per_pixel)
 
 
 def load_photo(path: Path) -> Photo:
@@ -270,6 +277,8 @@ def load_photo(path: Path) -> Photo:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         if kind not in ("JPEG", "HEIF") and getattr(image, "n_frames", 1) > 1:
             raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
+        if kind == "AVIF" and _is_deep_avif(path):
+            raise PhotoError("AVIF of more than 8 bits per channel: save it as a 16-bit PNG or TIFF")
         options = _compression(image, path)
         profile = image.info.get("icc_profile") or None
         if (depth := _depth(image)) == "16":
@@ -281,7 +290,7 @@ def load_photo(path: Path) -> Photo:
             raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
         _decode(image)
         transparency = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        plain = _plain(image)
+        plain = without_alpha(image)
         if plain.mode == "CMYK" or (plain.mode == "RGB" and profile and not leads_back(profile, "RGB")):
             plain, profile = to_srgb(plain, profile), None
         if profile and not leads_back(profile, plain.mode):
@@ -305,6 +314,7 @@ def _decode_deep(
     path: Path, image: ImageFile.ImageFile
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16] | None]:
     """Decode a 16-bit PNG or TIFF; return its pixels `(H, W, C)` and transparency, upright."""
+    is_premultiplied = False
     if image.format == "PNG":
         import imagecodecs
 
@@ -314,6 +324,10 @@ def _decode_deep(
 
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
+            extra = [int(sample) for sample in page.extrasamples]
+            if len(extra) > 1 or 0 in extra:
+                raise PhotoError("16-bit TIFF with extra channels of unknown meaning: save it without them")
+            is_premultiplied = extra == [int(tifffile.EXTRASAMPLE.ASSOCALPHA)]
             pixels = page.asarray()
             if page.axes == "SYX":  # a plane for each channel
                 pixels = pixels.transpose(1, 2, 0)
@@ -332,7 +346,11 @@ def _decode_deep(
     pixels = pixels[::-1] if "v" in turn else pixels
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[..., colours].copy() if pixels.shape[2] > colours else None
-    return np.ascontiguousarray(pixels[..., :colours]), alpha
+    pixels = np.ascontiguousarray(pixels[..., :colours])
+    if alpha is not None and is_premultiplied:
+        straight = pixels.astype(np.float32) * (65535 / np.maximum(alpha, 1)[..., None].astype(np.float32))
+        pixels = straight.clip(0, 65535).round().astype(np.uint16)
+    return pixels, alpha
 
 
 def _orientation(image: Image.Image) -> int:
@@ -363,6 +381,9 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
         options["progressive"] = bool(image.info.get("progressive"))
         if (subsampling := JpegImagePlugin.get_sampling(image)) >= 0:
             options["subsampling"] = subsampling
+        options["extra"] = b"".join(_jpeg_segment(*segment) for segment in image.applist if segment[0] == "APP13")
+    elif image.format == "PNG" and "gamma" in image.info and "icc_profile" not in image.info:
+        options["gamma"] = float(image.info["gamma"])
     elif image.format == "WEBP":
         options["lossless"] = _is_lossless_webp(path)
     elif image.format == "TIFF":
@@ -370,6 +391,11 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
         known = {"raw": None, "packbits": "packbits", "tiff_lzw": "lzw"}
         options["compression"] = known.get(name, "adobe_deflate")
     return options
+
+
+def _jpeg_segment(name: str, data: bytes) -> bytes:
+    """Return an application segment, such as IPTC's APP13, as it stands in the file."""
+    return bytes((0xFF, 0xE0 + int(name.removeprefix("APP")))) + struct.pack(">H", len(data) + 2) + data
 
 
 def _is_lossless_webp(path: Path) -> bool:
@@ -383,6 +409,13 @@ def _is_lossless_webp(path: Path) -> bool:
     return False
 
 
+def _is_deep_avif(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    place = head.find(b"av1C")  # the decoder's configuration: after marker and profile, a bit for more than 8 bits
+    return 0 <= place < len(head) - 7 and bool(head[place + 6] & 0x40)
+
+
 def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
     """Return EXIF and XMP of an image that is upright now and of `size`, without orientation and thumbnail."""
     exif_bytes = xmp_bytes = b""
@@ -393,11 +426,15 @@ def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
             if tag in details:
                 details[tag] = length
         exif.pop(ExifTags.Base.Orientation, None)
+        if image.format == "TIFF":  # its tags of layout mean nothing, or harm, in another file
+            kept = (*_TIFF_TEXTS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+            for number in [number for number in exif if number not in kept]:
+                del exif[number]
         exif_bytes = exif.tobytes() if exif else b""  # writes no thumbnail
     with suppress(Exception):
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
         xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
-        xmp = re.sub(rb'\s*tiff:Orientation="\d"', b"", xmp)
+        xmp = re.sub(rb"""\s*tiff:Orientation=["']\d["']""", b"", xmp)
         xmp_bytes = re.sub(rb"<tiff:Orientation>\d</tiff:Orientation>", b"", xmp).rstrip(b"\0")
     return exif_bytes, xmp_bytes
 
@@ -424,14 +461,18 @@ def save_photo(
         dict(photo.options) if kind == photo.format else {"dpi": photo.options["dpi"]} if "dpi" in photo.options else {}
     )
     exif, xmp = (photo.exif, photo.xmp) if keep_metadata else (b"", b"")
+    if not keep_metadata:
+        options.pop("extra", None)
+        if kind == "JPEG":
+            options["comment"] = b""  # else that of the file is kept
     pixels, alpha, profile = photo.pixels, photo.alpha, photo.profile
     if not isinstance(pixels, Image.Image) and kind not in ("PNG", "TIFF"):
         pixels = to_8_bits(pixels)
     if isinstance(pixels, Image.Image):
         if isinstance(alpha, np.ndarray):
             alpha = to_8_bits(alpha[..., None])
-        if profile and kind == "BMP":
-            pixels, profile = to_srgb(pixels, profile), None
+        if profile and (kind == "BMP" or (pixels.mode == "L" and kind in ("WEBP", "AVIF", "HEIF"))):
+            pixels, profile = to_srgb(pixels, profile), None  # no profile, or no grey, in these formats
         if alpha is not None:
             if kind in ("JPEG", "BMP"):
                 white = Image.new(pixels.mode, pixels.size, "white")
@@ -446,7 +487,7 @@ def save_photo(
         elif isinstance(pixels, Image.Image):
             _write_image(temporary, pixels, kind, profile, exif, xmp, options, quality)
         else:
-            _write_deep_png(temporary, pixels, alpha, profile, exif, xmp)
+            _write_deep_png(temporary, pixels, alpha, profile, exif, xmp, options)
 
 
 def _write_image(
@@ -469,18 +510,26 @@ def _write_image(
         options.setdefault("subsampling", 0)
     if kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
+        if gamma := options.pop("gamma", None):
+            options["pnginfo"].add(b"gAMA", struct.pack(">I", round(gamma * 1e5)))
         if xmp:
             options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
     elif xmp and kind != "BMP":
         options["xmp"] = xmp
     if exif and kind != "BMP":
         options["exif"] = exif
-    for leave_out in ((), ("xmp",), ("xmp", "exif")):  # metadata too long for the format must not cost the photo
+    # Metadata too long for the format must not cost the photo, nor noise for which Pillow's buffer of progressive scans
+    # is too small.
+    for leave_out in ((), ("progressive",), ("progressive", "xmp"), ("progressive", "xmp", "exif")):
         kept = {name: value for name, value in options.items() if name not in leave_out}
         try:
             image.save(path, format=kind, icc_profile=profile, **kept)
             return
         except ValueError as error:
+            last: Exception = error
+        except OSError as error:
+            if error.errno or not kept.get("progressive"):  # a disk's own error has a number
+                raise
             last = error
     raise PhotoError(f"cannot be written as {kind}: {last}")
 
@@ -492,6 +541,7 @@ def _write_deep_png(
     profile: bytes | None,
     exif: bytes,
     xmp: bytes,
+    options: dict[str, Any],
 ) -> None:
     import imagecodecs
 
@@ -499,6 +549,8 @@ def _write_deep_png(
         pixels = np.dstack((pixels, np.asarray(alpha)))
     data = imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     chunks = b""
+    if "dpi" in options:
+        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in options["dpi"]), 1))
     if profile:
         chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
     if exif:
@@ -548,7 +600,6 @@ def _write_tiff(
     tifffile.imwrite(
         path,
         array,
-        bigtiff=array.nbytes > 3 << 30,
         byteorder="<",
         photometric="rgb" if channels >= 3 else "minisblack",
         planarconfig="contig" if channels > 1 else None,
@@ -563,8 +614,12 @@ def _write_tiff(
         extratags=tags,
     )
     folders = {int(tag): metadata.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
-    folders = {tag: values for tag, values in folders.items() if values}
-    if folders and array.nbytes <= 3 << 30:
+    folders = {
+        tag: {name: value for name, value in values.items() if name != ExifTags.IFD.Interop}  # points into the old file
+        for tag, values in folders.items()
+        if values
+    }
+    if folders:
         _add_tiff_folders(path, folders)
 
 

@@ -19,7 +19,7 @@ from models import build_generator
 
 from .device import Arithmetic
 from .full_resolution import apply_affine, local_affine
-from .photo import Pixels, from_srgb, leads_back, to_8_bits, to_srgb
+from .photo import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 from .weights import WeightsError, load_weights
 
 RELATIVE_RADIUS = 1 / 16
@@ -50,10 +50,15 @@ class Predictor:
 
     def __init__(self, generator: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:
         self.arithmetic = arithmetic or Arithmetic()
-        self.generator = self.arithmetic.place(generator).eval()
+        self.generator = generator.eval()
         self.size = size
         self._waiting: list[_Request] = []
         self._list, self._network = threading.Lock(), threading.Lock()
+        try:
+            self.arithmetic.place(self.generator)
+        except Exception as error:
+            if not self._falls_back(error):
+                raise
 
     @classmethod
     def from_weights(cls, path: str | Path, device: str = "auto", size: int | None = None) -> "Predictor":
@@ -80,16 +85,17 @@ class Predictor:
         return cls(generator, size or weights.working_size, arithmetic)
 
     def predict(self, photo: Picture, strength: float = 1.0) -> Picture:
-        """Return the corrected photo, of the type, size and mode of the one given.
+        """Return the corrected photo, of the type and size of the one given.
 
         Args:
-            photo: a PIL image, whose embedded colour profile is heeded; or an array of uint8 or uint16 in sRGB,
-                `(H, W)`, `(H, W, 1)`, `(H, W, 3)`, or `(H, W, 4)` with transparency, which stays as it is.
+            photo: a PIL image, whose embedded colour profile is heeded: grey of 8 or 16 bits and RGB keep their mode
+                and transparency, others become RGB; or an array of uint8 or uint16 in sRGB, `(H, W)`,
+                `(H, W, 1)`, `(H, W, 3)`, or `(H, W, 4)` with transparency, which stays as it is.
             strength: from 0, the photo as it is, to 1, the full correction.
 
         Raises:
-            ValueError: an array of another shape or type, a strength out of range, or weights whose output is not
-                finite.
+            ValueError: an array of another shape or type, an image of 32 bits or floats, a strength out of range, or
+                weights whose output is not finite.
         """
         if not 0 <= strength <= 1:
             raise ValueError(f"strength {strength}: from 0 to 1")
@@ -108,13 +114,17 @@ class Predictor:
     def _predict_image(self, photo: Image.Image, strength: float) -> Image.Image:
         if strength == 0:
             return photo.copy()
-        alpha = photo.convert("RGBA").getchannel("A") if photo.has_transparency_data else None
+        if photo.mode.startswith("I;16"):
+            return Image.fromarray(self.predict(np.array(photo).astype(np.uint16), strength))
+        if photo.mode in ("I", "F"):
+            raise ValueError(f'an image of mode "{photo.mode}": 8 or 16 bits per channel are expected')
         info, profile = dict(photo.info), photo.info.get("icc_profile")
-        if photo.mode == "CMYK":
-            pixels = to_srgb(photo, info.pop("icc_profile", None))
-            profile = None
-        else:
-            pixels = photo.convert("L" if photo.mode in ("1", "L", "LA") else "RGB")  # a copy in any case
+        straight = photo.convert({"La": "LA", "RGBa": "RGBA"}[photo.mode]) if photo.mode in ("La", "RGBa") else photo
+        alpha = straight.convert("RGBA").getchannel("A") if straight.has_transparency_data else None
+        pixels = without_alpha(straight)
+        if pixels.mode == "CMYK":
+            pixels, profile = to_srgb(pixels, info.pop("icc_profile", None)), None
+        pixels = pixels.copy() if pixels is photo else pixels
         self.correct_in_place(pixels, profile if profile and leads_back(profile, pixels.mode) else None, strength)
         if alpha is not None:
             pixels.putalpha(alpha)
@@ -199,13 +209,20 @@ class Predictor:
             if len(group) > 1:
                 for request in group:
                     self._answer([request])
-            elif isinstance(error, torch.OutOfMemoryError) and self.arithmetic.device.type != "cpu":
-                warnings.warn(f"{self.arithmetic.device} is out of memory: going on with the CPU", stacklevel=2)
-                self.arithmetic = Arithmetic(device="cpu")
-                self.generator = self.arithmetic.place(self.generator)
+            elif self._falls_back(error):
                 self._answer(group)
             else:
                 group[0].error = error
+
+    def _falls_back(self, error: Exception) -> bool:
+        """Go on with the CPU after a GPU has run out of memory; return whether that was the error."""
+        is_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)  # Apple's has no class
+        if not is_memory or self.arithmetic.device.type == "cpu":
+            return False
+        warnings.warn(f"{self.arithmetic.device} is out of memory: going on with the CPU", stacklevel=3)
+        self.arithmetic = Arithmetic(device="cpu")
+        self.arithmetic.place(self.generator)
+        return True
 
 
 def shrink(pixels: Pixels, size: int) -> Image.Image:

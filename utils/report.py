@@ -4,6 +4,7 @@ One HTML file that needs nothing else: the pictures are small copies inside it, 
 """
 
 import base64
+import errno
 import html
 import io
 import json
@@ -36,8 +37,10 @@ class Report:
         """Write a page, atomically: it is there when the block ends without an error.
 
         Raises:
-            OSError: the folder is missing, read-only or full.
+            OSError: the folder is missing, read-only or full; or another page than such a report stands there.
         """
+        if path.exists() and path.read_bytes()[: len(_HEAD) // 2] != _HEAD.encode()[: len(_HEAD) // 2]:
+            raise FileExistsError(errno.EEXIST, "is not a report of this program: move it away", str(path))
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
             report = cls(file)
             yield report
