@@ -209,6 +209,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name} {value}: from {low} to {high}")
+    if not os.path.exists(arguments.weights):
+        parser.error(f"-w {arguments.weights}: no such file")
     if set("/\\\0\n") & set(arguments.suffix):
         parser.error("--suffix: a text without slashes")
     return arguments

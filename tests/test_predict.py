@@ -233,6 +233,9 @@ def test_usage_errors_exit_with_2(tmp_path, run, weights, capsys):
         assert caught.value.code == 2
     assert run(tmp_path / "a.png", "--device", "abacus") == 2
     assert 'device "abacus" cannot be used' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main([str(tmp_path / "a.png"), "-o", "x", "-w", "absent.safetensors"])
+    assert "absent.safetensors: no such file" in capsys.readouterr().err
     weights.write_bytes(weights.read_bytes()[:-1])
     assert run(tmp_path / "a.png") == 2
     assert "damaged: SHA-256" in capsys.readouterr().err
@@ -582,3 +585,78 @@ def test_the_bare_command_corrects_the_examples_visibly(tmp_path, monkeypatch, c
         before, after = (pixels(folder / name).mean() / 255 for folder in (examples, tmp_path / "results"))
         assert 0.25 < after < 0.75, name
         assert abs(after - 0.5) < abs(before - 0.5) or 0.4 < after < 0.6, name
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "expected"),
+    [
+        ("1", ".png", "L"),
+        ("L", ".jpg", "L"),
+        ("LA", ".png", "LA"),
+        ("P", ".png", "RGB"),
+        ("RGBA", ".webp", "RGBA"),
+        ("RGBA", ".tif", "RGBA"),
+        ("CMYK", ".jpg", "RGB"),
+        ("CMYK", ".tif", "RGB"),
+        ("LAB", ".tif", "RGB"),
+        ("YCbCr", ".jpg", "RGB"),
+        ("I;16", ".png", "I;16"),
+        ("I;16", ".tif", "I;16"),
+    ],
+)
+def test_every_mode_comes_out_as_a_person_expects(tmp_path, run, mode, suffix, expected):
+    if mode == "I;16":
+        image = Image.fromarray((np.array(picture(64, 48).convert("L")).astype(np.uint16) * 257) ^ 3)
+    elif mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(picture(64, 48), *profiles, outputMode="LAB")
+    else:
+        image = picture(64, 48).convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(picture(64, 48, seed=1).convert("L"))
+    image.save(tmp_path / f"a{suffix}")
+    assert run(f"a{suffix}") == 0
+    with Image.open(tmp_path / "out" / f"a{suffix}") as after, Image.open(tmp_path / f"a{suffix}") as before:
+        assert after.mode == expected and after.size == (64, 48)
+        if mode == "I;16":
+            assert np.array_equal(np.array(after), np.array(before))
+        elif mode != "LAB":
+            error = np.abs(np.array(after.convert("RGB")).astype(int) - np.array(before.convert("RGB")))
+            assert error.mean() < (12 if mode == "CMYK" else 3)
+
+
+def test_a_palette_with_transparency_keeps_it(tmp_path, run):
+    image = picture(64, 48).quantize(16)
+    image.save(tmp_path / "a.png", transparency=3)
+    assert run("a.png") == 0
+    with Image.open(tmp_path / "a.png") as before, Image.open(tmp_path / "out" / "a.png") as after:
+        assert after.mode == "RGBA"
+        assert np.array_equal(np.array(before.convert("RGBA"))[..., 3], np.array(after)[..., 3])
+
+
+def test_a_folder_of_phone_photos_comes_out_as_a_person_wants_it(tmp_path, run, monkeypatch):
+    """Sideways, in the phone's wide colours, a HEIC beside its JPEG, in sub-folders, with other files between."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    wide = srgb.replace(b"sRGB built-in", b"Wide built-in")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110] = 6, "Phone"
+    folder = tmp_path / "DCIM"
+    for name in ("100/IMG_1.JPG", "101/IMG_1.JPG"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(120, 90).save(folder / name, "JPEG", exif=exif, icc_profile=wide, quality=93)
+    (folder / "100" / "IMG_1.AAE").write_text("edits")
+    (folder / "100" / "IMG_1.MOV").write_bytes(b"film")
+    expected = {"100/IMG_1.JPG", "101/IMG_1.JPG"}
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+        picture(120, 90).save(folder / "100" / "IMG_1.HEIC", quality=90)
+        expected |= {"100/IMG_1.HEIC"}
+    assert run(folder, "-r") == 0
+    assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")} == expected
+    with Image.open(tmp_path / "out" / "100" / "IMG_1.JPG") as after:
+        assert after.size == (90, 120) and after.getexif().get(0x0112, 1) == 1 and after.getexif()[0x0110] == "Phone"
+        assert after.info["icc_profile"] == wide

@@ -22,7 +22,7 @@ from .full_resolution import apply_affine, local_affine
 from .photo import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 from .weights import WeightsError, load_weights
 
-RELATIVE_RADIUS = 1 / 16
+RELATIVE_RADIUS = 1 / 8
 """Radius of the local affine model's windows, as a share of the longest side of the small photo."""
 EPSILON = 1e-5
 """Variance below which the local affine model takes the local gain rather than a fit."""
@@ -78,7 +78,7 @@ class Predictor:
         weights = load_weights(path)
         try:
             generator = build_generator(weights.architecture)
-            generator.load_state_dict(weights.state)
+            generator.load_state_dict(weights.state, assign=True)  # no second copy
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"{path}: its tensors do not fit its architecture ({reason})") from None

@@ -79,10 +79,9 @@ def load_weights(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            state = {name: _in_float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a safetensors file ({error})") from None
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     if KEY not in metadata:
         raise WeightsError(f"{path}: not written by this project's train.py, so its network is unknown")
     try:
@@ -92,6 +91,10 @@ def load_weights(path: Path) -> Weights:
         return Weights(state, SimpleNamespace(**header["architecture"]), header["working_size"], header["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its header is damaged ({error!r}): copy or download it again") from None
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def is_whole(path: Path) -> bool:
