@@ -301,7 +301,7 @@ def load_photo(path: Path) -> Photo:
 def to_8_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> Image.Image:
     """Return an array `(H, W, C)` as an image of mode "L" or "RGB"."""
     if pixels.dtype == np.uint16:
-        pixels = ((pixels + np.uint32(128)) // 257).astype(np.uint8)
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
