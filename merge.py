@@ -44,14 +44,14 @@ def merge(source: Path, checkpoint: dict[str, Any], output: Path) -> str:
 
     from models import build_generator
     from models.daconv import merge_daconv
-    from train import export
+    from train import export, released_weights
     from utils.config import config_from_dict
 
     config = config_from_dict(checkpoint["config"], source=str(source))
     if config.conv == "plain":
         raise ValueError("its convolutions are plain: there is nothing to merge")
     network = build_generator(config).eval()
-    network.load_state_dict(checkpoint["generator"])
+    network.load_state_dict(released_weights(checkpoint))
     merged = merge_daconv(network)
     photo = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -68,6 +69,7 @@ class TrainingState:
             lr=config.discriminator_init_lr,
             weight_decay=config.discriminator_weight_decay,
         )
+        self.average = self._new_average()  # None: without
         self.epoch = 1
         self.step = 0  # steps done in this epoch
         self.totals: dict[str, float] = {}  # sums over this epoch's photos
@@ -83,7 +85,8 @@ class TrainingState:
         """Return tensors and plain values that `load_state_dict` continues from exactly."""
         modules = {name: getattr(self, name).state_dict() for name in self._MODULES}
         values = {name: getattr(self, name) for name in self._VALUES}
-        return {**modules, **values, "config": self.config.to_dict(), "photos": self.photos}
+        average = self.average.state_dict() if self.average is not None else None
+        return {**modules, **values, "average": average, "config": self.config.to_dict(), "photos": self.photos}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint of a network of the same architecture, with this configuration's settings."""
@@ -91,8 +94,35 @@ class TrainingState:
             getattr(self, name).load_state_dict(state[name])
         for name in self._VALUES:
             setattr(self, name, state[name])
+        self.average = self._new_average()  # of the weights just loaded, where there was none
+        if self.average is not None and state.get("average") is not None:
+            self.average.load_state_dict(state["average"])
         self.generator_optimizer.param_groups[0]["weight_decay"] = self.config.weight_decay
         self.discriminator_optimizer.param_groups[0]["weight_decay"] = self.config.discriminator_weight_decay
+
+    @property
+    def released(self) -> nn.Module:
+        """The network that is validated and exported: the average, if there is one."""
+        return self.generator if self.average is None else self.average.module
+
+    def _new_average(self) -> AveragedModel | None:
+        decay = self.config.ema_decay
+        if not decay:
+            return None
+
+        def update(averages: Any, weights: Any, count: Tensor | int) -> None:
+            # At the start the average must not hang on to the untrained weights.
+            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+        return AveragedModel(self.generator, multi_avg_fn=update)
+
+
+def released_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights to export from a checkpoint: the average's, if it has one."""
+    average = checkpoint.get("average")
+    if average is None:
+        return dict(checkpoint["generator"])
+    return {name.removeprefix("module."): tensor for name, tensor in average.items() if name != "n_averaged"}
 
 
 class StopRequest:
@@ -199,7 +229,7 @@ def train(config: Config, stop: StopRequest) -> int:
             if state.step % config.checkpoint_every_steps == 0 and state.step < len(batches):
                 save_checkpoint(folder / "last.pt", state.state_dict())
         bar.close()
-        valid, samples = validate(state.generator, valid_loader, arithmetic, failures)
+        valid, samples = validate(state.released, valid_loader, arithmetic, failures)
         with atomic_path(folder / "samples" / f"epoch_{epoch:04d}.png") as temporary:
             save_image(samples, temporary, nrow=samples.shape[0] // 3)
         finish_epoch(state, folder, valid, speed)
@@ -271,7 +301,9 @@ def resume(state: TrainingState, folder: Path, steps: int) -> None:
     if state.step > steps or (state.step and has_new_order):
         print(f"epoch {state.epoch} starts again: its photos or their order have changed", file=sys.stderr)
         state.step, state.totals = 0, {}
-    of_validation = {name for name in config if name.startswith("color_jitter_")} | {"image_size", "valid_data_dir"}
+    of_validation = (
+        {"ema_decay"} | {name for name in config if name.startswith("color_jitter_")} | {"image_size", "valid_data_dir"}
+    )
     is_over = state.epoch > state.config.epochs
     if not is_over and (of_validation & changed or saved["photos"][1] != state.photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
@@ -329,6 +361,8 @@ def train_step(state: TrainingState, batch: Batch, arithmetic: Arithmetic, *, ad
         parts["adversarial"] = config.adversarial_weight * adversarial_loss(logits.float())
     loss = torch.stack(list(parts.values())).sum()
     gradient = update(state.generator_optimizer, loss)
+    if state.average is not None:
+        state.average.update_parameters(state.generator)
     if adversarial:
         real = resize(targets, config.discriminator_image_size)
         state.discriminator.requires_grad_(True)
@@ -470,7 +504,7 @@ def export(path: Path, checkpoint: dict[str, Any], **options: Any) -> None:
     config = config_from_dict(checkpoint["config"], source=str(path))
     with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
         network = build_generator(config)
-    network.load_state_dict(checkpoint["generator"])
+    network.load_state_dict(released_weights(checkpoint))
     plain = merge_daconv(network) if config.conv == "daconv" else network
     values = config.to_dict()
     save_weights(

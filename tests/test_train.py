@@ -16,6 +16,7 @@ from PIL import Image
 import models.generator
 import train
 from models import build_generator
+from models.daconv import merge_daconv
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.device import Arithmetic
@@ -102,7 +103,7 @@ def test_zero_dce_trains_without_targets(small_config_path):
         (signal.SIGKILL, 0, []),
         (signal.SIGKILL, 2, []),
         (signal.SIGINT, 2, []),
-        (signal.SIGKILL, 0, ["model=prenet", "conv=daconv"]),
+        (signal.SIGKILL, 0, ["model=prenet", "conv=daconv", "ema_decay=0.9"]),
     ],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers, network):
@@ -299,3 +300,42 @@ def test_the_configuration_of_the_run_is_kept_in_the_weights(small_config_path, 
     assert run(small_config_path, "epochs=1") == 0
     kept = load_weights(photos / "run" / "best.safetensors").training["config"]
     assert json.loads(json.dumps({**small_config, "epochs": 1})).items() <= kept.items()
+
+
+def test_the_average_is_what_is_validated_and_exported(small_config_path, photos, capsys):
+    overrides = ["ema_decay=0.8", "conv=daconv", "epochs=2", "begin_use_adv_loss_epoch=9", "init_lr=0.02"]
+    assert run(small_config_path, *overrides) == 0
+    state = load_checkpoint(photos / "run" / "last.pt")
+    assert state["average"]["n_averaged"] == 6  # two epochs of three steps
+    config = load_config(small_config_path, overrides)
+    exported = load_weights(photos / "run" / "best.safetensors")
+    best = load_checkpoint(photos / "run" / "best.pt")
+    network = build_generator(config)
+    for weights, is_exported in ((train.released_weights(best), True), (best["generator"], False)):
+        network.load_state_dict(weights)
+        merged = merge_daconv(network).state_dict()
+        same_ = all(
+            torch.allclose(merged[name], tensor, atol=1e-3, rtol=1e-3) for name, tensor in exported.state.items()
+        )
+        assert same_ == is_exported
+    # an average that is switched on late begins with the weights of then
+    assert run(small_config_path, "conv=daconv", "epochs=3", "ema_decay=0", "begin_use_adv_loss_epoch=9") == 0
+    assert load_checkpoint(photos / "run" / "last.pt")["average"] is None
+    assert run(small_config_path, *overrides, "epochs=4") == 0
+    assert load_checkpoint(photos / "run" / "last.pt")["average"]["n_averaged"] == 3
+    assert "the best epoch is looked for anew" in capsys.readouterr().err
+
+
+def test_the_average_follows_its_formula(small_config_path):
+    batch, state, arithmetic = first_batch_and_state(small_config_path, "ema_decay=0.3", "init_lr=0.01")
+    expected = None
+    for count in range(6):
+        train.train_step(state, batch, arithmetic, adversarial=False)
+        weights = [parameter.detach().clone() for parameter in state.generator.parameters()]
+        share = 1 - min(0.3, (1 + count) / (10 + count))
+        expected = (
+            weights if expected is None else [e + share * (w - e) for e, w in zip(expected, weights, strict=True)]
+        )
+    for average, value in zip(state.released.parameters(), expected, strict=True):
+        torch.testing.assert_close(average, value)
+    assert state.released is not state.generator

@@ -103,6 +103,9 @@ class Config:
     color_jitter_gamma: float = _between(0, 9, default=0.0)
     """g: every pixel is raised to a power drawn log-uniformly from [1 / (1 + g), 1 + g]; whites stay white."""
 
+    ema_decay: float = _between(0, 0.99999, default=0.0)
+    """Decay per step of the moving average of the weights, which is what is validated and exported; 0: none."""
+
     crop_min_area: float = _between(0.01, 1, default=0.25)
     """Smallest share of the photo's largest fitting view that a random training view may cover."""
 

@@ -366,7 +366,11 @@ def _load_raw(path: Path) -> Photo:
             raise PhotoError("not a regular file")
         with _require("rawpy", path).imread(str(path)) as raw:
             pixels = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=8)  # upright, sRGB
-        return Photo(Image.fromarray(pixels), None, None, "RAW")
+        image = Image.fromarray(pixels)
+        exif = xmp = b""
+        with suppress(Exception), Image.open(path, formats=["TIFF"]) as header:  # which most raw files are, inside
+            exif, xmp = _metadata(header, image.size)
+        return Photo(image, None, None, "RAW", exif, xmp)
 
 
 def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
@@ -421,7 +425,7 @@ def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
     exif_bytes = xmp_bytes = b""
     with suppress(Exception):  # as above
         exif = image.getexif()
-        details = exif.get_ifd(ExifTags.IFD.Exif)
+        details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
         for tag, length in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
             if tag in details:
                 details[tag] = length
