@@ -32,7 +32,7 @@ from data import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, coll
 from models import NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv
 from models.losses import adversarial_loss, discriminator_loss
-from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import Config, ConfigError, config_from_dict, load_config
 from utils.device import Arithmetic
 from utils.files import atomic_path, write_text
@@ -222,12 +222,12 @@ def train(config: Config, stop: StopRequest) -> int:
             speed = (state.totals["photos"] - photos_before) / (time.monotonic() - started)
             show_progress(bar, state, speed, photos_left=photos_left(config, batches, state.step))
             if stop.signal:
-                save_checkpoint(folder / "last.pt", state.state_dict())
+                save_checkpoint(folder / "last.pt", state.state_dict(), keep=config.keep_checkpoints)
                 bar.close()
                 print(f"stopped in epoch {epoch} after step {state.step}; the same command resumes", file=sys.stderr)
                 return 128 + stop.signal
             if state.step % config.checkpoint_every_steps == 0 and state.step < len(batches):
-                save_checkpoint(folder / "last.pt", state.state_dict())
+                save_checkpoint(folder / "last.pt", state.state_dict(), keep=config.keep_checkpoints)
         bar.close()
         valid, samples = validate(state.released, valid_loader, arithmetic, failures)
         with atomic_path(folder / "samples" / f"epoch_{epoch:04d}.png") as temporary:
@@ -278,15 +278,17 @@ def leave_signals_to_parent(worker: int) -> None:
 
 
 def resume(state: TrainingState, folder: Path, steps: int) -> None:
-    """Continue from the last checkpoint in `folder`, if there is one, and say what has changed since.
+    """Continue from the newest whole checkpoint in `folder`, if there is one, and say what has changed since.
 
     Raises:
-        CheckpointError: it is damaged, or holds another architecture.
+        CheckpointError: all are damaged, or it holds another architecture.
     """
-    path = folder / "last.pt"
-    if not path.exists():
+    try:
+        saved, path, damages = load_newest_checkpoint(folder / "last.pt", TrainingState.ENTRIES)
+    except FileNotFoundError:
         return
-    saved = load_checkpoint(path, TrainingState.ENTRIES)
+    for damage in damages:
+        print(f"WARNING {damage}; going on from {path}", file=sys.stderr)
     config, old = state.config.to_dict(), config_from_dict(saved["config"], source=str(path)).to_dict()
     changed = {name for name in config if config[name] != old[name]}
     for name in sorted(changed):
@@ -489,7 +491,9 @@ def finish_epoch(state: TrainingState, folder: Path, valid: dict[str, float], sp
         save_checkpoint(folder / "best.pt", contents)
         export(folder / "best.safetensors", contents)
     write_metrics(folder / "metrics.csv", state.history)
-    save_checkpoint(folder / "last.pt", contents)  # last: a kill before it repeats the epoch and all of its files
+    save_checkpoint(
+        folder / "last.pt", contents, keep=state.config.keep_checkpoints
+    )  # last: a kill before it repeats the epoch and all of its files
 
 
 def export(path: Path, checkpoint: dict[str, Any], **options: Any) -> None:

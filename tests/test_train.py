@@ -339,3 +339,39 @@ def test_the_average_follows_its_formula(small_config_path):
     for average, value in zip(state.released.parameters(), expected, strict=True):
         torch.testing.assert_close(average, value)
     assert state.released is not state.generator
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on_to_the_same_end(
+    small_config_path, photos, damage, capsys
+):
+    assert run(small_config_path, f"model_save_dir={photos / 'whole'}") == 0
+    options = ["checkpoint_every_steps=1", "keep_checkpoints=3"]
+    assert run(small_config_path, *options) == 0
+    folder = photos / "run"
+    assert sorted(path.name for path in folder.glob("last*")) == ["last-1.pt", "last-2.pt", "last.pt"]
+    for name in ("last.pt", "last-1.pt"):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        {
+            "flip": lambda path, data: path.write_bytes(data),
+            "cut": lambda path, data: path.write_bytes(data[:-7]),
+            "empty": lambda path, data: path.write_bytes(b""),
+            "missing": lambda path, data: path.unlink() if path.name == "last.pt" else path.write_bytes(data),
+        }[damage](folder / name, data)
+    capsys.readouterr()
+    assert run(small_config_path, *options) == 0
+    errors = capsys.readouterr().err
+    assert "last-1.pt: damaged" in errors and f"going on from {folder / 'last-2.pt'}" in errors
+    checkpoints = [load_checkpoint(photos / name / "last.pt") for name in ("run", "whole")]
+    assert same(*(checkpoint["generator"] for checkpoint in checkpoints))
+    assert same(*(without_speed(checkpoint["history"]) for checkpoint in checkpoints))
+
+
+def test_when_all_checkpoints_are_damaged_each_is_named(small_config_path, photos, capsys):
+    assert run(small_config_path) == 0
+    for path in (photos / "run").glob("last*"):
+        path.write_bytes(b"junk")
+    assert run(small_config_path) == 1
+    errors = capsys.readouterr().err
+    assert "last.pt: damaged" in errors and "last-1.pt: damaged" in errors

@@ -121,6 +121,9 @@ class Config:
     checkpoint_every_steps: int = _between(1, default=500)
     """Steps after which a checkpoint is written inside an epoch; one is also written after every epoch."""
 
+    keep_checkpoints: int = _between(1, 1000, default=2)
+    """Checkpoints to keep: last.pt and those before it, from which a run goes on if last.pt is damaged."""
+
     seed: int = _between(0, 2**31 - 1, default=0)
     """Seed of the initial weights and of every random draw."""
 
