@@ -395,7 +395,8 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
 def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace, memory: Memory) -> Result:
     """Correct one photo and write it; whatever goes wrong is in the result."""
     from utils.files import copy_file
-    from utils.photo import PhotoError, load_photo, memory_of, save_photo
+    from utils.photo import PhotoError, load_photo, memory_of
+    from utils.photo_writer import save_photo
 
     started = time.monotonic()
     source, destination = job

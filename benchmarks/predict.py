@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import predict
 from utils.full_resolution import apply_affine
-from utils.photo import load_photo, read_photo, save_photo
+from utils.photo import load_photo, read_photo
+from utils.photo_writer import save_photo
 from utils.predictor import Predictor, shrink
 
 WEIGHTS = ROOT / "weights" / "msec.safetensors"

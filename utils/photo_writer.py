@@ -1,0 +1,219 @@
+"""Write photos in their own depth and colour space, with all that belongs to them."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+
+from .files import atomic_path
+from .photo import TIFF_TEXTS, Photo, PhotoError, Pixels, to_8_bits, to_srgb
+
+
+def save_photo(
+    path: Path, photo: Photo, *, format: str | None = None, quality: int | None = None, keep_metadata: bool = True
+) -> None:
+    """Write a photo with its transparency, colour profile and metadata, atomically.
+
+    Args:
+        path: the file; its suffix does not matter.
+        photo: what to write.
+        format: one of `FORMATS`, or "HEIF"; None for the photo's own, JPEG for "RAW". What the format cannot hold is
+            converted: 16 bits to 8, transparency onto white, colours to sRGB.
+        quality: from 1 to 100, for JPEG, WebP, AVIF and HEIF; None keeps a JPEG's own quantisation.
+        keep_metadata: write EXIF and XMP.
+
+    Raises:
+        PhotoError: the format cannot hold a picture of this size.
+        OSError: the folder is missing, read-only or full.
+    """
+    kind = format or {"RAW": "JPEG"}.get(photo.format, photo.format)
+    options = (
+        dict(photo.options) if kind == photo.format else {"dpi": photo.options["dpi"]} if "dpi" in photo.options else {}
+    )
+    exif, xmp = (photo.exif, photo.xmp) if keep_metadata else (b"", b"")
+    if not keep_metadata:
+        options.pop("extra", None)
+        if kind == "JPEG":
+            options["comment"] = b""  # else that of the file is kept
+    pixels, alpha, profile = photo.pixels, photo.alpha, photo.profile
+    if not isinstance(pixels, Image.Image) and kind not in ("PNG", "TIFF"):
+        pixels = to_8_bits(pixels)
+    if isinstance(pixels, Image.Image):
+        if isinstance(alpha, np.ndarray):
+            alpha = to_8_bits(alpha[..., None])
+        if profile and (kind == "BMP" or (pixels.mode == "L" and kind in ("WEBP", "AVIF", "HEIF"))):
+            pixels, profile = to_srgb(pixels, profile), None  # no profile, or no grey, in these formats
+        if alpha is not None:
+            if kind in ("JPEG", "BMP"):
+                white = Image.new(pixels.mode, pixels.size, "white")
+                white.paste(pixels, mask=alpha)
+                pixels, alpha = white, None
+            else:
+                pixels = pixels.copy()
+                pixels.putalpha(alpha)
+    with atomic_path(path) as temporary:
+        if kind == "TIFF":
+            _write_tiff(temporary, pixels, alpha, profile, exif, xmp, options)
+        elif isinstance(pixels, Image.Image):
+            _write_image(temporary, pixels, kind, profile, exif, xmp, options, quality)
+        else:
+            _write_deep_png(temporary, pixels, alpha, profile, exif, xmp, options)
+
+
+def _write_image(
+    path: Path,
+    image: Image.Image,
+    kind: str,
+    profile: bytes | None,
+    exif: bytes,
+    xmp: bytes,
+    options: dict[str, Any],
+    quality: int | None,
+) -> None:
+    if quality is not None:
+        options.pop("qtables", None)
+        options.pop("lossless", None)
+        options["quality"] = quality
+    elif kind in ("JPEG", "WEBP", "AVIF", "HEIF") and "qtables" not in options:
+        options["quality"] = 90 if kind in ("AVIF", "HEIF") else 95
+    if kind == "JPEG":
+        options.setdefault("subsampling", 0)
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        if gamma := options.pop("gamma", None):
+            options["pnginfo"].add(b"gAMA", struct.pack(">I", round(gamma * 1e5)))
+        if xmp:
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    elif xmp and kind != "BMP":
+        options["xmp"] = xmp
+    if exif and kind != "BMP":
+        options["exif"] = exif
+    # Metadata too long for the format must not cost the photo, nor noise for which Pillow's buffer of progressive scans
+    # is too small.
+    for leave_out in ((), ("progressive",), ("progressive", "xmp"), ("progressive", "xmp", "exif")):
+        kept = {name: value for name, value in options.items() if name not in leave_out}
+        try:
+            image.save(path, format=kind, icc_profile=profile, **kept)
+            return
+        except ValueError as error:
+            last: Exception = error
+        except OSError as error:
+            if error.errno or not kept.get("progressive"):  # a disk's own error has a number
+                raise
+            last = error
+    raise PhotoError(f"cannot be written as {kind}: {last}")
+
+
+def _write_deep_png(
+    path: Path,
+    pixels: npt.NDArray[Any],
+    alpha: npt.NDArray[Any] | Image.Image | None,
+    profile: bytes | None,
+    exif: bytes,
+    xmp: bytes,
+    options: dict[str, Any],
+) -> None:
+    import imagecodecs
+
+    if alpha is not None:
+        pixels = np.dstack((pixels, np.asarray(alpha)))
+    data = imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    chunks = b""
+    if "dpi" in options:
+        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in options["dpi"]), 1))
+    if profile:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    if exif:
+        chunks += _png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if xmp:
+        chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    header = 8 + 12 + 13  # signature and IHDR, which must come first
+    with open(path, "wb") as file:
+        file.write(data[:header] + chunks)
+        file.write(memoryview(data)[header:])
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _write_tiff(
+    path: Path,
+    pixels: Pixels,
+    alpha: npt.NDArray[Any] | Image.Image | None,
+    profile: bytes | None,
+    exif: bytes,
+    xmp: bytes,
+    options: dict[str, Any],
+) -> None:
+    import tifffile
+
+    array = np.asarray(pixels)
+    if alpha is not None and not isinstance(pixels, Image.Image):
+        array = np.dstack((array, np.asarray(alpha)))
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    metadata = Image.Exif()
+    if exif:
+        metadata.load(exif)
+    tags: list[tuple[Any, ...]] = [
+        (tag, "s", 0, metadata[tag], True) for tag in TIFF_TEXTS if isinstance(metadata.get(tag), str) and metadata[tag]
+    ]
+    if xmp:
+        tags.append((700, "B", len(xmp), xmp, True))
+    compression = options.get("compression")
+    tifffile.imwrite(
+        path,
+        array,
+        byteorder="<",
+        photometric="rgb" if channels >= 3 else "minisblack",
+        planarconfig="contig" if channels > 1 else None,
+        extrasamples=["unassalpha"] if channels in (2, 4) else None,
+        compression=compression,
+        predictor=compression in ("lzw", "adobe_deflate"),
+        iccprofile=profile,
+        resolution=options.get("dpi"),
+        resolutionunit="inch" if "dpi" in options else None,
+        metadata=None,
+        software=False,
+        extratags=tags,
+    )
+    folders = {int(tag): metadata.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+    folders = {
+        tag: {name: value for name, value in values.items() if name != ExifTags.IFD.Interop}  # points into the old file
+        for tag, values in folders.items()
+        if values
+    }
+    if folders:
+        _add_tiff_folders(path, folders)
+
+
+def _add_tiff_folders(path: Path, folders: dict[int, dict[int, Any]]) -> None:
+    """Append folders of tags to a little-endian TIFF, and a new main folder that points to them."""
+    with open(path, "r+b") as file:
+        file.seek(4)
+        file.seek(struct.unpack("<I", file.read(4))[0])
+        (count,) = struct.unpack("<H", file.read(2))
+        entries = [file.read(12) for _ in range(count)]
+        for tag, values in folders.items():
+            place = _even_end(file)
+            folder = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+            folder.update(values)
+            file.write(folder.tobytes(place))
+            entries.append(struct.pack("<HHII", tag, 4, 1, place))  # 4: one 32-bit number
+        place = _even_end(file)
+        entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
+        file.write(struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))
+        file.seek(4)
+        file.write(struct.pack("<I", place))
+
+
+def _even_end(file: BinaryIO) -> int:
+    """Go to the end of a file, made even, as TIFF wants its folders."""
+    place = file.seek(0, os.SEEK_END)
+    return place + file.write(bytes(place % 2))
