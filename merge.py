@@ -42,16 +42,14 @@ def merge(source: Path, checkpoint: dict[str, Any], output: Path) -> str:
     """
     import torch
 
-    from models import build_generator
     from models.daconv import merge_daconv
-    from train import export, released_weights
+    from train import export, trained_network
     from utils.config import config_from_dict
 
     config = config_from_dict(checkpoint["config"], source=str(source))
     if config.conv == "plain":
         raise ValueError("its convolutions are plain: there is nothing to merge")
-    network = build_generator(config).eval()
-    network.load_state_dict(released_weights(checkpoint))
+    network = trained_network(checkpoint, source).eval()
     merged = merge_daconv(network)
     photo = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -61,7 +59,7 @@ def merge(source: Path, checkpoint: dict[str, Any], output: Path) -> str:
     if not difference <= 1e-4 * max(largest, 1):
         raise ValueError(f"merged and unmerged outputs differ by {difference:.1e}, of up to {largest:.1e}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    export(output, checkpoint, dtype=torch.float32)
+    export(output, checkpoint, merged, dtype=torch.float32)
     before, after = (sum(tensor.numel() for tensor in module.parameters()) for module in (network, merged))
     return (
         f"{output}: {config.model}, {before:,} parameters merged into {after:,}; "

@@ -29,7 +29,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from data import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate, color_jitter
-from models import NetworkError, build_discriminator, build_generator, network_class
+from models import Network, NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv
 from models.losses import adversarial_loss, discriminator_loss
 from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
@@ -491,25 +491,40 @@ def finish_epoch(state: TrainingState, folder: Path, valid: dict[str, float], sp
         save_checkpoint(folder / "best.pt", contents)
         export(folder / "best.safetensors", contents)
     write_metrics(folder / "metrics.csv", state.history)
-    save_checkpoint(
-        folder / "last.pt", contents, keep=state.config.keep_checkpoints
-    )  # last: a kill before it repeats the epoch and all of its files
+    # Last: a kill before it repeats the epoch and all of its files.
+    save_checkpoint(folder / "last.pt", contents, keep=state.config.keep_checkpoints)
 
 
-def export(path: Path, checkpoint: dict[str, Any], **options: Any) -> None:
+def trained_network(checkpoint: dict[str, Any], source: Path) -> Network:
+    """Return the network of a checkpoint with the weights to release; its random draws leave no trace.
+
+    Raises:
+        ConfigError: the checkpoint's configuration cannot be used; `source` names it.
+        RuntimeError: the checkpoint's tensors do not fit its configuration.
+    """
+    with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
+        network = build_generator(config_from_dict(checkpoint["config"], source=str(source)))
+    network.load_state_dict(released_weights(checkpoint))
+    return network
+
+
+def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = None, **options: Any) -> None:
     """Write the network of a checkpoint, merged, as the weights file that predict.py reads.
 
-    `options` are those of `save_weights`.
+    Args:
+        path: NAME.safetensors.
+        checkpoint: what `TrainingState.state_dict` returned.
+        plain: the checkpoint's network, if it has been merged already.
+        options: those of `save_weights`.
 
     Raises:
         RuntimeError: the checkpoint's tensors do not fit its configuration.
         OSError: the folder is missing, read-only or full.
     """
     config = config_from_dict(checkpoint["config"], source=str(path))
-    with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
-        network = build_generator(config)
-    network.load_state_dict(released_weights(checkpoint))
-    plain = merge_daconv(network) if config.conv == "daconv" else network
+    if plain is None:
+        network = trained_network(checkpoint, path)
+        plain = merge_daconv(network) if config.conv == "daconv" else network
     values = config.to_dict()
     save_weights(
         path,

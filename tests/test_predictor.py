@@ -167,7 +167,6 @@ def test_without_memory_on_the_gpu_the_cpu_goes_on():
         return x
 
     tried = predictor(forward)
-    tried.arithmetic.device = torch.device("cpu", 0)
     tried.arithmetic.device = SimpleNamespace(type="cuda")
     tried.arithmetic.memory_format = torch.contiguous_format
     batch = torch.rand(1, 3, 20, 20)

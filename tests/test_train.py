@@ -17,7 +17,7 @@ import models.generator
 import train
 from models import build_generator
 from models.daconv import merge_daconv
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.device import Arithmetic
 from utils.weights import load_weights
@@ -375,3 +375,39 @@ def test_when_all_checkpoints_are_damaged_each_is_named(small_config_path, photo
     assert run(small_config_path) == 1
     errors = capsys.readouterr().err
     assert "last.pt: damaged" in errors and "last-1.pt: damaged" in errors
+
+
+def test_a_kill_right_after_a_fallback_still_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    for number in range(4):
+        save_checkpoint(path, {"number": number}, keep=2)
+    path.write_bytes(b"junk")
+    state, source, damages = load_newest_checkpoint(path)
+    assert (state["number"], source.name, len(damages)) == (2, "last-1.pt", 1)
+
+    rename = os.replace
+    for moment in (1, 2):  # before and after the new one has its name
+        calls = []
+
+        def killed(*names, calls=calls, moment=moment):
+            calls.append(names)
+            if len(calls) == moment:
+                raise KeyboardInterrupt
+            rename(*names)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", killed)
+            save_checkpoint(path, {"number": 5}, keep=2)
+        assert load_newest_checkpoint(path)[0]["number"] == (2 if moment == 1 else 5)
+    save_checkpoint(path, {"number": 6}, keep=2)
+    assert load_newest_checkpoint(path)[0]["number"] == 6
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["last-1.pt", "last.pt"]
+
+
+def test_a_gap_between_the_checkpoints_does_not_hide_the_older_ones(tmp_path):
+    path = tmp_path / "last.pt"
+    for number in range(4):
+        save_checkpoint(path, {"number": number}, keep=4)
+    path.write_bytes(b"junk")
+    (tmp_path / "last-1.pt").unlink()
+    assert load_newest_checkpoint(path)[0]["number"] == 1

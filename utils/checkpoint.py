@@ -6,6 +6,7 @@ A checkpoint is what `torch.save` writes, followed by its SHA-256: a flipped bit
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -41,34 +42,35 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep: int = 1) -> None
         CheckpointError: the folder is missing, read-only or full; the old file is intact.
     """
     try:
-        with atomic_path(path) as temporary:
-            buffer = io.BytesIO()
-            torch.save({"version": VERSION, **state}, buffer)
-            with open(temporary, "wb") as file:
-                file.write(buffer.getbuffer())
-                file.write(_MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
-            _rotate(path, keep)
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **state}, buffer)
+        replaced = _second_name(path) if keep > 1 and path.exists() else None
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.write(_MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+        if replaced is not None:  # only now, so that a whole checkpoint is there at any moment
+            for number in range(keep - 1, 1, -1):
+                with suppress(FileNotFoundError):
+                    os.replace(earlier(path, number - 1), earlier(path, number))
+            os.replace(replaced, earlier(path, 1))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(f"{path}: cannot be written ({error}); the previous checkpoint is intact") from None
 
 
 def earlier(path: Path, number: int) -> Path:
-    """Return the name of the checkpoint before `path`, or the one `number` before it."""
-    return path if number == 0 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+    """Return the name of the checkpoint `number` before `path`."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def _rotate(path: Path, keep: int) -> None:
-    """Let the existing checkpoints move on by one; `path` itself stays until it is replaced."""
-    for number in range(keep - 1, 1, -1):
-        with suppress(FileNotFoundError):
-            os.replace(earlier(path, number - 1), earlier(path, number))
-    if keep > 1 and path.exists():
-        with atomic_path(earlier(path, 1)) as temporary:
-            temporary.unlink()
-            try:
-                os.link(path, temporary)
-            except OSError:  # a file system without links
-                shutil.copyfile(path, temporary)
+def _second_name(path: Path) -> Path:
+    """Give a file a second name, which it keeps when the first one is replaced."""
+    second = path.with_name(f".{path.name}.before")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, second)
+    return second
 
 
 def load_newest_checkpoint(path: Path, entries: Iterable[str] = ()) -> tuple[dict[str, Any], Path, list[str]]:
@@ -82,15 +84,14 @@ def load_newest_checkpoint(path: Path, entries: Iterable[str] = ()) -> tuple[dic
         CheckpointError: the newest whole one is of another version, or lacks one of `entries`.
         FileNotFoundError: there is none.
     """
+    before = [p for p in path.parent.glob(f"{path.stem}-*{path.suffix}") if re.fullmatch(r".*-[1-9]\d*", p.stem)]
+    before.sort(key=lambda p: int(p.stem.rpartition("-")[2]))  # a kill may have left a gap
     damages: list[str] = []
-    number = 0
-    while (candidate := earlier(path, number)).exists() or number == 0:
-        if candidate.exists():
-            try:
-                return load_checkpoint(candidate, entries), candidate, damages
-            except DamagedCheckpointError as error:
-                damages.append(str(error))
-        number += 1
+    for candidate in [path] * path.exists() + before:
+        try:
+            return load_checkpoint(candidate, entries), candidate, damages
+        except DamagedCheckpointError as error:
+            damages.append(str(error))
     if not damages:
         raise FileNotFoundError(path)
     raise DamagedCheckpointError("; ".join(damages))

@@ -3,15 +3,15 @@
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from .files import atomic_path
-from .photo import TIFF_TEXTS, Photo, PhotoError, Pixels, to_8_bits, to_srgb
+from .photo import TIFF_TEXTS, Photo, PhotoError, to_8_bits, to_srgb
 
 
 def save_photo(
@@ -56,25 +56,20 @@ def save_photo(
             else:
                 pixels = pixels.copy()
                 pixels.putalpha(alpha)
+    ready = replace(photo, pixels=pixels, alpha=alpha, profile=profile, exif=exif, xmp=xmp, options=options)
     with atomic_path(path) as temporary:
         if kind == "TIFF":
-            _write_tiff(temporary, pixels, alpha, profile, exif, xmp, options)
+            _write_tiff(temporary, ready)
         elif isinstance(pixels, Image.Image):
-            _write_image(temporary, pixels, kind, profile, exif, xmp, options, quality)
+            _write_image(temporary, ready, kind, quality)
         else:
-            _write_deep_png(temporary, pixels, alpha, profile, exif, xmp, options)
+            _write_deep_png(temporary, ready)
 
 
-def _write_image(
-    path: Path,
-    image: Image.Image,
-    kind: str,
-    profile: bytes | None,
-    exif: bytes,
-    xmp: bytes,
-    options: dict[str, Any],
-    quality: int | None,
-) -> None:
+def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> None:
+    """Write a photo of 8 bits whose transparency is in its image already."""
+    image, options, exif, xmp = photo.pixels, photo.options, photo.exif, photo.xmp
+    assert isinstance(image, Image.Image)
     if quality is not None:
         options.pop("qtables", None)
         options.pop("lossless", None)
@@ -98,7 +93,7 @@ def _write_image(
     for leave_out in ((), ("progressive",), ("progressive", "xmp"), ("progressive", "xmp", "exif")):
         kept = {name: value for name, value in options.items() if name not in leave_out}
         try:
-            image.save(path, format=kind, icc_profile=profile, **kept)
+            image.save(path, format=kind, icc_profile=photo.profile, **kept)
             return
         except ValueError as error:
             last: Exception = error
@@ -109,29 +104,22 @@ def _write_image(
     raise PhotoError(f"cannot be written as {kind}: {last}")
 
 
-def _write_deep_png(
-    path: Path,
-    pixels: npt.NDArray[Any],
-    alpha: npt.NDArray[Any] | Image.Image | None,
-    profile: bytes | None,
-    exif: bytes,
-    xmp: bytes,
-    options: dict[str, Any],
-) -> None:
+def _write_deep_png(path: Path, photo: Photo) -> None:
     import imagecodecs
 
-    if alpha is not None:
-        pixels = np.dstack((pixels, np.asarray(alpha)))
+    pixels, options = np.asarray(photo.pixels), photo.options
+    if photo.alpha is not None:
+        pixels = np.dstack((pixels, np.asarray(photo.alpha)))
     data = imagecodecs.png_encode(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     chunks = b""
     if "dpi" in options:
         chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in options["dpi"]), 1))
-    if profile:
-        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
-    if exif:
-        chunks += _png_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    if xmp:
-        chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    if photo.profile:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(photo.profile))
+    if photo.exif:
+        chunks += _png_chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
+    if photo.xmp:
+        chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + photo.xmp)
     header = 8 + 12 + 13  # signature and IHDR, which must come first
     with open(path, "wb") as file:
         file.write(data[:header] + chunks)
@@ -142,20 +130,14 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _write_tiff(
-    path: Path,
-    pixels: Pixels,
-    alpha: npt.NDArray[Any] | Image.Image | None,
-    profile: bytes | None,
-    exif: bytes,
-    xmp: bytes,
-    options: dict[str, Any],
-) -> None:
+def _write_tiff(path: Path, photo: Photo) -> None:
+    """Write a photo of any depth; the transparency of one of 8 bits is in its image already."""
     import tifffile
 
-    array = np.asarray(pixels)
-    if alpha is not None and not isinstance(pixels, Image.Image):
-        array = np.dstack((array, np.asarray(alpha)))
+    exif, xmp, options = photo.exif, photo.xmp, photo.options
+    array = np.asarray(photo.pixels)
+    if photo.alpha is not None and not isinstance(photo.pixels, Image.Image):
+        array = np.dstack((array, np.asarray(photo.alpha)))
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     channels = 1 if array.ndim == 2 else array.shape[2]
     metadata = Image.Exif()
@@ -176,7 +158,7 @@ def _write_tiff(
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         compression=compression,
         predictor=compression in ("lzw", "adobe_deflate"),
-        iccprofile=profile,
+        iccprofile=photo.profile,
         resolution=options.get("dpi"),
         resolutionunit="inch" if "dpi" in options else None,
         metadata=None,
