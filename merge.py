@@ -16,9 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 merged, 1 the checkpoint cannot be, 2 usage."""
     arguments = parse_arguments(argv)
 
-    from train import TrainingState
     from utils.checkpoint import CheckpointError, load_checkpoint
     from utils.config import ConfigError
+    from utils.training_state import TrainingState
 
     try:
         checkpoint = load_checkpoint(arguments.checkpoint, TrainingState.ENTRIES)

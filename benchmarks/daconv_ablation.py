@@ -14,13 +14,15 @@ import dataclasses
 import statistics
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train import FailureLog, TrainingState, build_loader, make_pairs, set_learning_rates, train_step, validate
+from benchmarks.short_run import train_briefly
+from models import Network
+from train import make_pairs
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 
@@ -66,17 +68,8 @@ def main() -> None:
 
 def train_once(config: Config) -> dict[str, float]:
     """Train with one configuration; return its validation figures and the training loss on the validation views."""
-    failures, arithmetic = FailureLog(), Arithmetic(config.precision)
-    loader, batches = build_loader(config, config.train_data_dir, arithmetic, failures, training=True)
-    valid_loader, _ = build_loader(config, config.valid_data_dir, arithmetic, failures, training=False)
-    state = TrainingState(config, arithmetic, photos=[])
-    steps = 0
-    for batches.epoch in range(1, config.epochs + 1):
-        for batch in loader:
-            set_learning_rates(state, steps, len(batches))
-            train_step(state, batch, arithmetic, adversarial=False)
-            steps += 1
-    figures, _ = validate(state.generator, valid_loader, arithmetic, failures)
+    state, figures, valid_loader = train_briefly(config)
+    arithmetic, network = Arithmetic(config.precision), cast(Network, state.generator)
     loss, count = 0.0, 0
     with torch.no_grad():
         for batch in valid_loader:
@@ -84,8 +77,8 @@ def train_once(config: Config) -> dict[str, float]:
                 continue
             inputs, targets = make_pairs(batch, arithmetic)
             with arithmetic.autocast():
-                outputs = state.generator(inputs)
-            terms = state.generator.losses(inputs, outputs, targets).values()
+                outputs = network(inputs)
+            terms = network.losses(inputs, outputs, targets).values()
             loss += sum(term.item() for term in terms) * len(batch.names)
             count += len(batch.names)
     return {**figures, "valid_loss": loss / count}

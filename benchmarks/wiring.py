@@ -6,6 +6,7 @@ example:
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.short_run import train_briefly
 from models.generator import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
-from train import FailureLog, TrainingState, build_loader, set_learning_rates, train_step, validate
 from utils.config import load_config
-from utils.device import Arithmetic
+from utils.photo import find_photos
 
 
 class CodeWiring(Generator):
@@ -79,24 +80,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of conf.json")
     arguments = parser.parse_args()
-    config = load_config("conf.json", [*arguments.set, f"train_data_dir={arguments.train}"])
-    failures, arithmetic = FailureLog(), Arithmetic(config.precision)
-    loader, batches = build_loader(config, arguments.train, arithmetic, failures, training=True)
-    valid_loader, _ = build_loader(config, arguments.valid, arithmetic, failures, training=False)
-    config = dataclasses.replace(config, epochs=-(-arguments.steps // len(batches)))
+    folders = [f"train_data_dir={arguments.train}", f"valid_data_dir={arguments.valid}"]
+    config = load_config("conf.json", [*arguments.set, *folders])
+    batches = math.ceil(len(find_photos(Path(arguments.train))) / config.batch_size)
+    config = dataclasses.replace(config, epochs=-(-arguments.steps // batches))
     for name, variant in VARIANTS.items():
-        state = TrainingState(config, arithmetic, photos=[])
         torch.manual_seed(config.seed)
         network = variant(config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
-        state.generator = arithmetic.place(network)
-        state.generator_optimizer = torch.optim.Adam(network.parameters())
-        steps = 0
-        for batches.epoch in range(1, config.epochs + 1):
-            for batch in loader:
-                set_learning_rates(state, steps, len(batches))
-                train_step(state, batch, arithmetic, adversarial=False)
-                steps += 1
-        valid, _ = validate(network, valid_loader, arithmetic, failures)
+        _, valid, _ = train_briefly(config, network)
+        steps = config.epochs * batches
         print(f"{name}: {steps} steps, {valid['valid_psnr']:.2f} dB / {valid['valid_ssim']:.3f}", flush=True)
 
 

@@ -2,9 +2,10 @@
 
 Workers decode and crop; the mis-exposure itself is synthesised later, for the whole batch, on the model's device.
 Every draw is a function of (seed, epoch, photo) alone, so that it depends neither on the number of workers nor on
-where a run was stopped.
+where a run was stopped, nor on how many processes share the work.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -13,17 +14,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from utils.photo import PhotoError, find_photos, open_photo, read_photo
+from utils.photo import PhotoError, find_photos, open_photo
 
+from .cache import PhotoCache
 from .color_jitter import draw_jitter
 
 VALIDATION_SEED = 20210625
 """Seed of the validation draws: the same in every run, whatever the run's own seed."""
+CROP_ATTEMPTS = 8
+"""Views of a photo that are drawn before it is passed over as black, white or flat."""
 
 
 class NoPhotosError(Exception):
@@ -49,6 +54,8 @@ class Batch:
     """`(B, 4)` order of the four operations."""
     names: list[str]
     """Paths of the photos, relative to their folder."""
+    indices: list[int]
+    """Positions of the photos in their data set."""
     failures: list[Failure]
     """Photos that were skipped on the way to this batch."""
 
@@ -57,8 +64,15 @@ class Batch:
         pinned = {name: getattr(self, name).pin_memory() for name in ("photos", "factors", "orders")}
         return dataclasses.replace(self, **pinned)
 
+    def split(self, count: int) -> "list[Batch]":
+        """Return the batch in `count` parts of nearly equal size, fewer if it has fewer photos."""
+        bounds = np.linspace(0, len(self.names), min(count, len(self.names)) + 1).astype(int).tolist()
+        parts = [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        columns = ("photos", "factors", "orders", "names", "indices")
+        return [dataclasses.replace(self, **{name: getattr(self, name)[part] for name in columns}) for part in parts]
 
-Sample = tuple[Tensor, Tensor, Tensor, str]
+
+Sample = tuple[Tensor, Tensor, Tensor, str, int]
 
 
 class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
@@ -70,9 +84,13 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         jitter: amounts of brightness, saturation, contrast and gamma, as `draw_jitter` takes them.
         seed: of the random views; None gives fixed views (the largest centred one) with fixed jitter, for validation.
         crop_min_area: smallest share of the largest fitting view that a random view covers.
+        crop_min_deviation, crop_min_mean: random views whose pixels, from 0 to 1, have a smaller standard deviation, or
+            a mean below this or above 1 minus this, are drawn again; MSEC rejects such patches (section 3.4).
+        cache: where decoded photos are kept; None: nowhere.
 
     A view has the shape of `image_size` and is never stretched. `dataset[epoch, index]` returns the sample, or None,
     and the photos that failed on the way: a training view falls back to the next photo, a validation view does not.
+    `sizes` holds the width and height of each photo as it is stored.
 
     Raises:
         NoPhotosError: the folder is missing, or holds nothing that can be opened as a photo.
@@ -86,13 +104,25 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         jitter: tuple[float, float, float, float],
         seed: int | None = None,
         crop_min_area: float = 1.0,
+        crop_min_deviation: float = 0.0,
+        crop_min_mean: float = 0.0,
+        cache: PhotoCache | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.image_size = image_size
         self.jitter = jitter
         self.seed = seed
         self.crop_min_area = crop_min_area
-        self.paths, self.failures = _usable_photos(self.folder)
+        self.crop_min_deviation = crop_min_deviation
+        self.crop_min_mean = crop_min_mean
+        self.cache = cache or PhotoCache("", limit=0)
+        self.paths, self.sizes, self.failures = _usable_photos(self.folder)
+
+    def with_image_size(self, image_size: tuple[int, int]) -> "PhotoDataset":
+        """Return the same data set with views of another size."""
+        other = copy.copy(self)
+        other.image_size = image_size
+        return other
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -109,25 +139,41 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         return None, failures
 
     def _view(self, epoch: int, index: int) -> Sample:
+        path, largest = self.paths[index], max(self.image_size)
         if self.seed is None:
             rng = np.random.default_rng((VALIDATION_SEED, index))
-            share, across, down, flip = 1.0, 0.5, 0.5, False
+            image = self.cache.read(path, enough=largest)
+            view = self._crop(image, share=1.0, across=0.5, down=0.5)
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
+            # the same for all draws, so that the view does not depend on what the cache holds
+            image = self.cache.read(path, enough=math.ceil(largest / math.sqrt(self.crop_min_area)))
+            view = self._random_view(image, rng)
+        factors, order = draw_jitter(rng, self.jitter)
+        photo = torch.from_numpy(view).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        return photo, factors, order, str(path.relative_to(self.folder)), index
+
+    def _random_view(self, image: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        """Return a random view that shows something."""
+        for _ in range(CROP_ATTEMPTS):
             share = math.sqrt(rng.uniform(self.crop_min_area, 1))
             across, down, flip = rng.uniform(), rng.uniform(), rng.uniform() < 0.5
-        factors, order = draw_jitter(rng, self.jitter)
+            view = self._crop(image, share, across, down)
+            step = max(1, min(self.image_size) // 64)
+            sample = view[::step, ::step] / 255
+            mean, deviation = sample.mean(), sample.std(axis=(0, 1)).mean()
+            if deviation >= self.crop_min_deviation and self.crop_min_mean <= mean <= 1 - self.crop_min_mean:
+                return view[:, ::-1].copy() if flip else view
+        raise PhotoError(f"{CROP_ATTEMPTS} random views of it are nearly black, white or flat")
+
+    def _crop(self, image: Image.Image, share: float, across: float, down: float) -> npt.NDArray[np.uint8]:
+        """Return a view `(H, W, 3)`: its share of the largest one's width, and where it lies between the borders."""
         height, width = self.image_size
-        image = read_photo(self.paths[index], enough=math.ceil(max(height, width) / share))
         view_width = share * min(image.width, image.height * width / height)
         view_height = min(view_width * height / width, image.height)  # rounding may exceed it by a hair
         left, top = across * (image.width - view_width), down * (image.height - view_height)
         box = (left, top, left + view_width, top + view_height)
-        view = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-        if flip:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        photo = torch.from_numpy(np.array(view)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        return photo, factors, order, str(self.paths[index].relative_to(self.folder))
+        return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -135,29 +181,37 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     Args:
         count: photos in the data set.
-        batch_size: photos per batch; the last one may be smaller.
+        batch_size: photos per batch, of all processes together; an epoch's batches are of nearly equal size, so that no
+            photo counts much more in the last one.
         seed: of the order; None keeps the photos in theirs.
+        rank: of this process among `processes`, which share every batch out.
 
     Set `epoch`, and `first_batch` to go on in the middle of one, before iterating.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int | None) -> None:
+    def __init__(self, count: int, batch_size: int, *, seed: int | None, rank: int = 0, processes: int = 1) -> None:
         self.count = count
-        self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.processes = processes
         self.epoch = 1
         self.first_batch = 0
+        self._bounds = np.linspace(0, count, math.ceil(count / batch_size) + 1).astype(int).tolist()
 
     def __len__(self) -> int:
-        return math.ceil(self.count / self.batch_size)
+        return len(self._bounds) - 1
+
+    def size(self, batch: int) -> int:
+        """Return how many photos batch number `batch`, counted from 0, has in all processes together."""
+        return int(self._bounds[batch + 1] - self._bounds[batch])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.count)
+        epoch, order = self.epoch, np.arange(self.count)
         if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
         for batch in range(self.first_batch, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in chosen]
+            chosen = order[self._bounds[batch] : self._bounds[batch + 1]]
+            yield [(epoch, int(index)) for index in chosen[self.rank :: self.processes]]
 
 
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
@@ -166,13 +220,13 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
     failures = [failure for _, failed in items for failure in failed]
     if not samples:
         empty = torch.empty(0)
-        return Batch(empty, empty, empty, [], failures)
-    photos, factors, orders, names = zip(*samples, strict=True)
-    return Batch(torch.stack(photos), torch.stack(factors), torch.stack(orders), list(names), failures)
+        return Batch(empty, empty, empty, [], [], failures)
+    photos, factors, orders, names, indices = zip(*samples, strict=True)
+    return Batch(torch.stack(photos), torch.stack(factors), torch.stack(orders), list(names), list(indices), failures)
 
 
-def _usable_photos(folder: Path) -> tuple[list[Path], list[Failure]]:
-    """Return the photos below `folder` whose headers can be read, and the others."""
+def _usable_photos(folder: Path) -> tuple[list[Path], list[tuple[int, int]], list[Failure]]:
+    """Return the photos below `folder` whose headers can be read, their sizes, and the others."""
     advice = "put normally exposed photos (JPEG, PNG, WebP, BMP or TIFF) there; sub-folders are fine"
     try:
         found = find_photos(folder)
@@ -180,13 +234,14 @@ def _usable_photos(folder: Path) -> tuple[list[Path], list[Failure]]:
         raise NoPhotosError(f"{folder}: {error.strerror}; {advice}") from None
     if not found:
         raise NoPhotosError(f"{folder}: no photos found; {advice}")
-    usable, failures = [], []
+    usable, sizes, failures = [], [], []
     for path in found:
         try:
-            open_photo(path).close()
+            with open_photo(path) as image:
+                sizes.append(image.size)
             usable.append(path)
         except PhotoError as error:
             failures.append(Failure(str(path), str(error)))
     if not usable:
         raise NoPhotosError(f"{folder}: none of {len(found)} photos can be read ({failures[0].reason}); {advice}")
-    return usable, failures
+    return usable, sizes, failures

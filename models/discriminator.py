@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from .batch_norm import BatchNorm2d
+
 MIN_SIZE = 256
 """Smallest height and width, in pixels, that gives at least one logit."""
 
@@ -22,7 +24,7 @@ class Discriminator(nn.Module):
         for block, (before, after) in enumerate(zip(channels, channels[1:], strict=False), start=1):
             layers.append(nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1))
             if block == 2:  # the only normalised block in the paper
-                layers.append(nn.BatchNorm2d(after))
+                layers.append(BatchNorm2d(after))
             layers.append(nn.LeakyReLU(0.01, inplace=True))
         layers.append(nn.Conv2d(channels[-1], 1, kernel_size=2, stride=2))
         self.layers = nn.Sequential(*layers)

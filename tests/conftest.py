@@ -35,7 +35,9 @@ def photos(tmp_path: Path) -> Path:
         (tmp_path / name / "sub").mkdir(parents=True)
         for index in range(count):
             folder = tmp_path / name / ("sub" if index == 0 else "")
-            picture(80 - 8 * (index % 3), 64, seed=index).save(folder / f"{name}{index}.jpg", quality=95)
+            picture(80 - 8 * (index % 3), 64, seed=index + 100 * (name == "valid")).save(
+                folder / f"{name}{index}.jpg", quality=95
+            )
     return tmp_path
 
 
@@ -53,6 +55,7 @@ def small_config(photos: Path) -> dict:
         "begin_use_adv_loss_epoch": 2,
         "num_workers": 0,
         "model_save_dir": str(photos / "run"),
+        "photo_cache_dir": str(photos / "cache"),
         "laplacian_level_count": 2,
         "layer_count_of_every_unet": [2, 1],
         "first_layer_out_channels_of_every_unet": [4, 4],

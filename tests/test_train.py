@@ -20,6 +20,9 @@ from models.daconv import merge_daconv
 from utils.checkpoint import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.device import Arithmetic
+from utils.progress import FailureLog
+from utils.schedule import plan_epochs, set_learning_rates
+from utils.training_state import released_weights
 from utils.weights import load_weights
 
 
@@ -63,14 +66,20 @@ def test_a_run_leaves_whole_files_that_predict_can_use(small_config_path, photos
     best = load_checkpoint(folder / "best.pt")
     assert weights.training["valid_psnr"] == best["best_psnr"] == max(float(row["valid_psnr"]) for row in rows)
     assert "best validation PSNR" in capsys.readouterr().out
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
 
 
 def first_batch_and_state(config_path, *overrides):
     config = load_config(config_path, overrides)
     arithmetic = Arithmetic(config.precision)
-    loader, _ = train.build_loader(config, config.train_data_dir, arithmetic, train.FailureLog(), training=True)
-    return next(iter(loader)), train.TrainingState(config, arithmetic, photos=[]), arithmetic
+    photos, _ = train.open_photos(config, FailureLog())
+    loader, _ = train.build_loader(config, photos, config.batch_size, arithmetic)
+    return next(iter(loader)), train.new_state(config, arithmetic, photos=[]), arithmetic
+
+
+def step(*arguments, **options):
+    """Take a training step and return what it measured as numbers."""
+    return {name: value.item() for name, value in train.train_step(*arguments, **options).items()}
 
 
 @pytest.mark.parametrize("conv", ["plain", "daconv"])
@@ -78,7 +87,7 @@ def first_batch_and_state(config_path, *overrides):
 def test_training_learns(small_config_path, precision, conv):
     options = ["init_lr=0.005", f"precision={precision}", f"conv={conv}"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
-    parts = [train.train_step(state, batch, arithmetic, adversarial=False) for _ in range(100)]
+    parts = [step(state, batch, arithmetic, adversarial=False) for _ in range(100)]
     assert parts[-1]["loss"] < 0.5 * parts[0]["loss"] and parts[-1]["psnr"] > parts[0]["psnr"] + 5
 
 
@@ -86,7 +95,7 @@ def test_training_learns(small_config_path, precision, conv):
 def test_the_other_networks_learn(small_config_path, model):
     options = ["init_lr=0.001", f"model={model}", "conv=daconv"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
-    parts = [train.train_step(state, batch, arithmetic, adversarial=False) for _ in range(40)]
+    parts = [step(state, batch, arithmetic, adversarial=False) for _ in range(40)]
     assert parts[-1]["loss"] < 0.8 * parts[0]["loss"]
 
 
@@ -127,21 +136,26 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, numbe
     assert same(*weights)
 
 
-def test_ctrl_c_saves_in_mid_epoch(small_config_path, photos, monkeypatch, capsys):
+def signal_in_step(patch, wanted, number=signal.SIGINT):
+    """Let the `wanted`-th training step from now on be met by a signal."""
     steps = []
     original = train.train_step
 
     def interrupted(*arguments, **options):
         steps.append(1)
-        if len(steps) == 5:  # the second step of the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
+        if len(steps) == wanted:
+            os.kill(os.getpid(), number)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(train, "train_step", interrupted)
+    patch.setattr(train, "train_step", interrupted)
+
+
+def test_ctrl_c_saves_in_mid_epoch(small_config_path, photos, monkeypatch, capsys):
+    signal_in_step(monkeypatch, 5)  # the second step of the second epoch
     before = signal.getsignal(signal.SIGINT)
     assert run(small_config_path) == 130
     state = load_checkpoint(photos / "run" / "last.pt")
-    assert (state["epoch"], state["step"], state["totals"]["photos"]) == (2, 2, 8)
+    assert (state["epoch"], state["step"], state["totals"]["photos"]) == (2, 2, 6)
     assert "stopped in epoch 2 after step 2" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -150,7 +164,7 @@ def test_a_stop_after_an_epochs_last_step_goes_on_with_its_validation(small_conf
     options = ["epochs=2", "begin_use_adv_loss_epoch=3"]
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "show_progress", lambda bar, state, *a, **k: state.step == 3 and os.kill(os.getpid(), 2))
+        signal_in_step(patch, 3)
         assert run(small_config_path, *options) == 130
     assert load_checkpoint(photos / "run" / "last.pt")["step"] == 3
     assert run(small_config_path, *options) == 0
@@ -188,7 +202,7 @@ def test_a_changed_configuration_is_reported_and_another_architecture_refused(sm
 
 def test_added_photos_and_changed_validation_are_noticed(small_config_path, photos, capsys):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "show_progress", lambda bar, state, *a, **k: state.step == 2 and os.kill(os.getpid(), 2))
+        signal_in_step(patch, 2)
         assert run(small_config_path) == 130
     shutil.copy(photos / "train" / "train1.jpg", photos / "train" / "another.jpg")
     assert run(small_config_path) == 0
@@ -262,10 +276,10 @@ def test_bad_command_lines_and_folders_exit_with_2(small_config_path, photos, tm
 
 def test_learning_rates_follow_half_a_cosine_and_the_discriminators_starts_later(small_config_path):
     config = load_config(small_config_path, ["epochs=4", "begin_use_adv_loss_epoch=3"])
-    state = train.TrainingState(config, Arithmetic("float32"), photos=[])
-    rates = []
-    for step in range(40):
-        train.set_learning_rates(state, step, steps=10)
+    state = train.new_state(config, Arithmetic("float32"), photos=[])
+    plan, rates = plan_epochs(config, photo_count=40), []
+    for number in range(40):
+        set_learning_rates(state, plan, number)
         optimizers = (state.generator_optimizer, state.discriminator_optimizer)
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
     generator, discriminator = zip(*rates, strict=True)
@@ -291,7 +305,7 @@ def test_the_discriminator_learns_and_does_not_move_the_generator(small_config_p
     for optimizer, rate in ((state.generator_optimizer, 0.0), (state.discriminator_optimizer, 1e-3)):
         optimizer.param_groups[0]["lr"] = rate
     before = [parameter.clone() for parameter in state.generator.parameters()]
-    losses = [train.train_step(state, batch, arithmetic, adversarial=True)["discriminator"] for _ in range(12)]
+    losses = [step(state, batch, arithmetic, adversarial=True)["discriminator"] for _ in range(12)]
     assert losses[0] == pytest.approx(math.log(2), abs=0.1) and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))
 
@@ -311,7 +325,7 @@ def test_the_average_is_what_is_validated_and_exported(small_config_path, photos
     exported = load_weights(photos / "run" / "best.safetensors")
     best = load_checkpoint(photos / "run" / "best.pt")
     network = build_generator(config)
-    for weights, is_exported in ((train.released_weights(best), True), (best["generator"], False)):
+    for weights, is_exported in ((released_weights(best), True), (best["generator"], False)):
         network.load_state_dict(weights)
         merged = merge_daconv(network).state_dict()
         same_ = all(

@@ -25,6 +25,16 @@ def _between(minimum: float, maximum: float = math.inf, **options: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A part of a training run with views and batches of its own. The fields are those of `Config`."""
+
+    image_size: tuple[int, int]
+    batch_size: int
+    epochs: int
+    begin_use_adv_loss_epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All parameters of a training run. Fields without a default must stand in conf.json."""
 
@@ -41,7 +51,7 @@ class Config:
     """Folder of normally exposed photos to validate on, sub-folders included."""
 
     batch_size: int = _between(1, 65536)
-    """Photos per step."""
+    """Photos per step, of all processes together."""
 
     init_lr: float = _between(0, 1)
     """The generator's learning rate at the first step."""
@@ -67,11 +77,22 @@ class Config:
     begin_use_adv_loss_epoch: int = _between(1)
     """Epoch, counted from 1, from which the discriminator is on; larger than `epochs`: never."""
 
+    stages: tuple[dict[str, Any], ...] = ()
+    """Stages of training, each an object with any of `image_size`, `batch_size`, `epochs`, `begin_use_adv_loss_epoch`
+    (counted from the stage's first epoch); what it leaves out is as above. Validation keeps the `image_size` above."""
+
     CUDA_VISIBLE_DEVICES: str
-    """GPUs to use, such as "0"; "" for none. The environment variable of this name, if set, takes precedence."""
+    """GPUs to use, such as "0" or "0,1,2,3" (one process each); "" for none. The environment variable of this name, if
+    set, takes precedence."""
 
     num_workers: int = _between(0, 1024)
     """Processes that decode and crop photos; 0 does it in the training process."""
+
+    photo_cache_dir: str = ".cache/photos"
+    """Folder in which decoded photos are kept between epochs and runs, as long as there is room."""
+
+    photo_cache_gigabytes: float = _between(0, 1e6, default=20.0)
+    """Room for decoded photos, in GB; 0: decode every time."""
 
     model_save_dir: str
     """Folder for checkpoints, weights, metrics and sample pictures. A run found there is resumed."""
@@ -81,6 +102,9 @@ class Config:
 
     conv: Literal["plain", "daconv"] = "plain"
     """Convolutions of the network: "daconv" trains each 3x3 one as a DAConv; predict.py gets them merged."""
+
+    init_weights: str = ""
+    """Weights (.safetensors) or checkpoint (.pt) of the same network to start from, plain or DAConv; "": none."""
 
     laplacian_level_count: int = _between(1, 8)
     """Levels of the Laplacian pyramid, one U-Net each."""
@@ -109,8 +133,29 @@ class Config:
     crop_min_area: float = _between(0.01, 1, default=0.25)
     """Smallest share of the photo's largest fitting view that a random training view may cover."""
 
+    crop_min_deviation: float = _between(0, 0.5, default=0.01)
+    """A random view whose pixels deviate less from their mean (standard deviation, of 1) is flat and drawn again."""
+
+    crop_min_mean: float = _between(0, 0.5, default=0.02)
+    """A random view whose mean is below this is black, and above 1 minus this white: it is drawn again."""
+
+    reconstruction_weight: float = _between(0, 1000, default=1.0)
+    """Weight of the mean absolute difference between output and photo (L1; the paper's L_rec)."""
+
+    pyramid_weight: float = _between(0, 1000, default=1.0)
+    """Weight of the same on the coarser levels (the paper's L_pyr)."""
+
+    ssim_weight: float = _between(0, 1000, default=0.0)
+    """Weight of 1 - SSIM between output and photo; 0: left out."""
+
     adversarial_weight: float = _between(0, 1000, default=0.01)
     """Weight of the adversarial loss beside the L1 losses, all of them means."""
+
+    clip_gradient_norm: float = _between(0, 1e9, default=0.0)
+    """Largest norm of a step's gradient, which is scaled down to it; 0: no limit."""
+
+    accumulation_steps: int = _between(1, 65536, default=1)
+    """Parts in which a process works on its share of a batch: less memory, and the same step but for rounding."""
 
     working_size: int = _between(16, 8192, default=512)
     """Longest side in pixels at which predict.py runs the network; stored in the weights file."""
@@ -126,6 +171,9 @@ class Config:
 
     seed: int = _between(0, 2**31 - 1, default=0)
     """Seed of the initial weights and of every random draw."""
+
+    deterministic: bool = False
+    """On a GPU, take slower operations that give the same bits every time; what has none is named. A CPU needs none."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -143,7 +191,7 @@ class Config:
                     f"{last} = {getattr(self, last)} is above {first} = {getattr(self, first)}: "
                     "the learning rate falls during training"
                 )
-        for name in ("train_data_dir", "valid_data_dir", "model_save_dir"):
+        for name in ("train_data_dir", "valid_data_dir", "model_save_dir", "photo_cache_dir"):
             if not getattr(self, name):
                 raise ConfigError(f'{name} = "" is empty: give the path of a folder')
         if not re.fullmatch(r"|[\w-]+(,[\w-]+)*", self.CUDA_VISIBLE_DEVICES):
@@ -151,6 +199,25 @@ class Config:
                 f'CUDA_VISIBLE_DEVICES = "{self.CUDA_VISIBLE_DEVICES}" is not a list of GPUs: '
                 'write "0" or "0,1", or "" for none'
             )
+
+        for number, stage in enumerate(self.stages, start=1):
+            try:
+                _check_stage(stage)
+            except ConfigError as error:
+                raise ConfigError(f"stages, stage {number}: {error}") from None
+
+    @property
+    def schedule(self) -> tuple[Stage, ...]:
+        """The stages of training: what `stages` says, or one stage."""
+        stages: tuple[dict[str, Any], ...] = self.stages or ({},)
+        names = [item.name for item in dataclasses.fields(Stage)]
+        values: list[dict[str, Any]] = [{n: stage.get(n, getattr(self, n)) for n in names} for stage in stages]
+        return tuple(Stage(**{**value, "image_size": tuple(value["image_size"])}) for value in values)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages together."""
+        return sum(stage.epochs for stage in self.schedule)
 
     @property
     def color_jitter(self) -> tuple[float, float, float, float]:
@@ -261,6 +328,20 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise ConfigError(f"unknown key {name} = {value}: {hint}known keys are {', '.join(known)}")
 
 
+def _check_stage(stage: object) -> None:
+    """Check one entry of `stages`."""
+    known = [item.name for item in dataclasses.fields(Stage)]
+    if not isinstance(stage, dict):
+        raise ConfigError(f'{json.dumps(stage, default=repr)}: an object is expected, such as {{"epochs": 40}}')
+    for item in dataclasses.fields(Config):
+        if item.name in stage and item.name in known:
+            value = stage[item.name]
+            _check(item, tuple(value) if isinstance(value, list) else value)
+    for name in stage:
+        if name not in known:
+            raise ConfigError(f"unknown key {name}: a stage has {', '.join(known)}")
+
+
 def _is_required(item: dataclasses.Field[Any]) -> bool:
     return item.default is dataclasses.MISSING
 
@@ -272,6 +353,14 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
     if typing.get_origin(kind) is Literal:
         if value not in typing.get_args(kind):
             raise ConfigError(f"{item.name} = {shown}: allowed are {', '.join(typing.get_args(kind))}")
+        return
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{item.name} = {shown}: true or false is expected")
+        return
+    if item.name == "stages":
+        if not isinstance(value, tuple):
+            raise ConfigError(f"stages = {shown}: a list of objects is expected, one for each stage")
         return
     if kind is str:
         if not isinstance(value, str) or "\0" in value:

@@ -1,10 +1,17 @@
 """Choose where and in which arithmetic the networks run."""
 
+import math
+import sys
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -65,6 +72,14 @@ def named_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # how torch says that it was built without the device
         raise ValueError(f'device "{name}" cannot be used: {str(error).splitlines()[0]}') from None
     return device
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held so far, in bytes; NaN where the system does not tell."""
+    if resource is None:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(device: torch.device) -> str:

@@ -1,0 +1,132 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from test_train import run
+
+import train
+from data import EpochBatches
+from utils.checkpoint import load_checkpoint
+from utils.config import ConfigError, load_config
+from utils.parallel import Processes
+
+EXACT = ("precision=float32", "batch_size=5", "discriminator_init_lr=0.001", "ema_decay=0.5", "init_lr=0.002")
+SPAWN = "import sys, train; train.visible_gpus = lambda: 2; sys.exit(train.main(sys.argv[1:]))"
+
+
+@pytest.fixture(autouse=True)
+def one_thread_each(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+def words(config_path, *overrides):
+    return ["--config", str(config_path), *(word for override in overrides for word in ("--set", override))]
+
+
+def torchrun(config_path, *overrides):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(REPOSITORY / "train.py"), *words(config_path, *overrides)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def spawn(config_path, *overrides):
+    """Start train.py on a machine that has two "GPUs"."""
+    command = [sys.executable, "-c", SPAWN, *words(config_path, *overrides)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+
+
+def wait_for_checkpoint(process, photos):
+    while not (photos / "run" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+
+
+def metrics(folder):
+    with open(folder / "metrics.csv") as file:
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def children_of(process):
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("count", [9, 10, 11])
+def test_processes_share_every_batch_out(count, processes):
+    for seed in (None, 1):
+        alone = list(EpochBatches(count, 4, seed=seed))
+        shares = [list(EpochBatches(count, 4, seed=seed, rank=r, processes=processes)) for r in range(processes)]
+        for whole, *parts in zip(alone, *shares, strict=True):
+            assert sorted(whole) == sorted(key for part in parts for key in part)
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_config_path, photos):
+    """The adversarial phase with its batch normalisation included; batches of 5 photos do not share out evenly."""
+    corrupt = photos / "train" / "train5.jpg"
+    corrupt.write_bytes(corrupt.read_bytes()[:900])
+    assert run(small_config_path, *EXACT, f"model_save_dir={photos / 'one'}") == 0
+    result = torchrun(small_config_path, *EXACT, f"model_save_dir={photos / 'two'}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 3, ") == result.stdout.count("done: ") == 1  # one process prints and writes
+    assert result.stderr.count(f"ERROR {corrupt}") == 1
+    for alone, together in zip(metrics(photos / "one"), metrics(photos / "two"), strict=True):
+        for name in alone.keys() - {"images_per_second"}:
+            assert together[name] == pytest.approx(alone[name], rel=2e-4, nan_ok=True), name
+    one, two = (load_checkpoint(photos / name / "last.pt") for name in ("one", "two"))
+    for name in ("generator", "average"):
+        for key, tensor in one[name].items():
+            torch.testing.assert_close(two[name][key], tensor, rtol=1e-3, atol=2e-5)
+    grids = [Image.open(photos / name / "samples" / "epoch_0001.png").size for name in ("one", "two")]
+    assert grids[0] == grids[1]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads the processes from /proc")
+def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small_config_path, photos):
+    options = (*EXACT, "epochs=40", "checkpoint_every_steps=1", "begin_use_adv_loss_epoch=41")
+    process = spawn(small_config_path, *options)
+    wait_for_checkpoint(process, photos)
+    ranks = [pid for pid in children_of(process) if "spawn_main" in open(f"/proc/{pid}/cmdline").read()]
+    assert len(ranks) == 2, process.communicate()
+    os.kill(ranks[1], signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "the same command resumes" in errors, (output, errors)
+    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] <= 40, "it was over before it could be killed"
+    process = spawn(small_config_path, *options)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "resuming in epoch" in errors and "2 processes" in errors, errors
+    assert run(small_config_path, *options, f"model_save_dir={photos / 'alone'}") == 0
+    for name in ("psnr", "gradient", "valid_psnr", "valid_ssim"):
+        curves = [[row[name] for row in metrics(photos / folder)] for folder in ("run", "alone")]
+        assert curves[0] == pytest.approx(curves[1], rel=1e-3), name
+
+
+def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path, photos):
+    process = spawn(small_config_path, *EXACT, "epochs=100", "begin_use_adv_loss_epoch=101")
+    wait_for_checkpoint(process, photos)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.count("the same command resumes") == 1 and "Traceback" not in errors
+    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] < 100
+
+
+def test_fewer_photos_than_processes_is_an_error(small_config_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = load_config(small_config_path, ["batch_size=4"])
+    train.require_enough_photos(config, 9, Processes())
+    for count, size in ((2, 4), (9, 2), (10, 2)):
+        config = load_config(small_config_path, [f"batch_size={size}"])
+        with pytest.raises(ConfigError, match=f"batch_size = {size} .* fewer than the 3 processes: raise batch_size"):
+            train.require_enough_photos(config, count, Processes())
+    config = load_config(small_config_path, ["batch_size=8", "accumulation_steps=3"])
+    with pytest.raises(ConfigError, match="accumulation_steps = 3 is more than the 2 photos"):
+        train.require_enough_photos(config, 8, Processes())

@@ -1,0 +1,225 @@
+"""What a run leaves in its folder, what it survives, and what it says before it starts."""
+
+import csv
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from test_train import run, same, start, without_speed
+
+import train
+from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
+from utils.curves import draw_curves
+
+
+def test_the_folder_tells_what_was_run_and_where(small_config_path, small_config, photos):
+    assert run(small_config_path, "epochs=1", "ema_decay=0.5") == 0
+    assert run(small_config_path, "epochs=2", "ema_decay=0.5") == 0
+    folder = photos / "run"
+    resolved = json.loads((folder / "config.json").read_text())
+    assert {**small_config, "epochs": 2, "ema_decay": 0.5}.items() <= resolved.items()
+    assert resolved["clip_gradient_norm"] == 0 and resolved["seed"] == 0  # what was not said
+    assert run(folder / "config.json") == 0  # and it can be run
+    starts = json.loads((folder / "environment.json").read_text())
+    assert len(starts) == 3
+    for entry in starts:
+        assert entry["versions"]["torch"] and entry["versions"]["python"] and "CPU" in entry["device"]
+        assert entry["processes"] == 1 and len(entry["commit"].removesuffix("-dirty")) == 40
+    with Image.open(folder / "curves.png") as curves:
+        assert curves.width > 1000 and curves.height > 600 and len(curves.getcolors(10**6)) > 20
+
+
+def test_curves_survive_any_history(tmp_path):
+    panels = (("PSNR", ("psnr",), False), ("rate", ("lr",), True))
+    for history in (
+        [{"epoch": 1, "psnr": 20.0, "lr": 1e-3}],
+        [{"epoch": e, "psnr": 20.0, "lr": 0.0} for e in range(1, 4)],
+        [{"epoch": 1, "psnr": float("nan")}, {"epoch": 2, "psnr": float("inf"), "lr": 1e-9}],
+        [{"epoch": e, "psnr": 1e-7 * e, "lr": 10.0**-e} for e in range(1, 300)],
+        [{"epoch": 5, "psnr": -3.0}, {"epoch": 6, "psnr": 0.0, "lr": 2e-4}],
+        [{"epoch": 1}],
+    ):
+        draw_curves(tmp_path / "curves.png", history, panels)
+        with Image.open(tmp_path / "curves.png") as image:
+            image.load()
+
+
+def test_tensorboard_gets_every_epoch_once(small_config_path, photos):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run(small_config_path, "epochs=2") == 0
+    assert run(small_config_path, "epochs=3") == 0
+    events = EventAccumulator(str(photos / "run" / "tensorboard")).Reload()
+    history = load_checkpoint(photos / "run" / "last.pt")["history"]
+    points = events.Scalars("valid_psnr")
+    assert [point.step for point in points] == [1, 2, 3]
+    assert [point.value for point in points] == pytest.approx([row["valid_psnr"] for row in history])
+
+
+def test_without_tensorboard_nothing_is_missed(small_config_path, photos, monkeypatch):
+    monkeypatch.setattr("utils.run_folder.importlib.util.find_spec", lambda name: None)
+    assert run(small_config_path, "epochs=1") == 0
+    assert not (photos / "run" / "tensorboard").exists() and (photos / "run" / "metrics.csv").exists()
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(small_config_path, photos, capsys):
+    (photos / "train" / "text.jpg").write_text("no photo")
+    before = sorted(photos.rglob("*"))
+    stages = '[{"image_size": [16, 16], "epochs": 2}, {"image_size": [96, 96], "batch_size": 2}]'
+    assert train.main(["--config", str(small_config_path), "--set", f"stages={stages}", "--dry-run"]) == 0
+    assert sorted(photos.rglob("*")) == before
+    output, errors = capsys.readouterr()
+    assert f"{photos / 'train'}: 10 photos, 1 rejected" in output and f"{photos / 'valid'}: 3 photos" in output
+    assert "text.jpg: not a JPEG" in errors and "9,245 parameters" in errors
+    assert "stage 2: 10 photos in views of 96x96 px, 3 epochs of 5 steps of 2" in errors
+    assert "MiB at most for a step, 6 steps" in output and "MiB at most for a step, 15 steps" in output
+    assert "about 00:0" in output and f"would write to {photos / 'run'}" in output
+
+
+def test_a_dry_run_finds_what_a_run_would(small_config_path, photos, capsys):
+    shutil.copy(photos / "train" / "train3.jpg", photos / "valid" / "sub" / "renamed.jpg")
+    for words in ((), ("--dry-run",)):
+        assert train.main(["--config", str(small_config_path), *words]) == 2
+        assert "renamed.jpg is also in the training set, as " in capsys.readouterr().err
+    assert train.main(["--config", str(small_config_path), "--set", f"valid_data_dir={photos / 'train'}"]) == 2
+    assert ", and 9 more: the best epoch would be chosen on photos" in capsys.readouterr().err
+
+
+def test_two_runs_in_one_folder_are_refused(small_config_path, photos, capsys):
+    process = start(small_config_path, "epochs=1000", "begin_use_adv_loss_epoch=1001")
+    try:
+        while not (photos / "run" / "last.pt").exists() and process.poll() is None:
+            time.sleep(0.02)
+        assert run(small_config_path) == 2
+        error = capsys.readouterr().err
+        assert f"{photos / 'run'}: another run (process {process.pid} on " in error and "model_save_dir" in error
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert run(small_config_path, "epochs=1") == 0  # a killed run holds nothing
+
+
+def test_a_full_disk_is_a_clear_error_and_the_old_checkpoint_stays(small_config_path, photos):
+    assert run(small_config_path, "epochs=1") == 0
+    last = photos / "run" / "last.pt"
+    whole = last.read_bytes()
+    command = [sys.executable, REPOSITORY / "train.py", "--config", small_config_path, "--set", "epochs=3"]
+    limit = (len(whole) // 2, len(whole) // 2)
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "cannot be written" in result.stderr and "previous checkpoint is intact" in result.stderr
+    assert last.read_bytes() == whole and not list((photos / "run").glob(".unfinished-*"))
+    assert run(small_config_path, "epochs=3") == 0
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_to_is_a_clear_error(tmp_path, monkeypatch, number):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 1}, keep=2)
+
+    def refused(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="previous checkpoint is intact"):
+        patch.setattr(tempfile, "mkstemp", refused)
+        save_checkpoint(path, {"step": 2}, keep=2)
+    assert load_checkpoint(path)["step"] == 1
+
+
+def test_a_run_folder_below_a_file_is_a_clear_error(small_config_path, photos, capsys):
+    (photos / "file").write_text("")
+    assert run(small_config_path, f"model_save_dir={photos / 'file' / 'run'}") == 1
+    error = capsys.readouterr().err
+    assert "ERROR" in error and str(photos / "file") in error and "Traceback" not in error
+
+
+def test_a_dead_loader_worker_is_a_clear_error(small_config_path, monkeypatch, capsys):
+    def killed(*arguments, **options):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(train, "train_step", killed)
+    assert run(small_config_path) == 1
+    assert "Lower num_workers" in capsys.readouterr().err
+
+
+KILLED = f"""
+import os, sys, json
+sys.path.insert(0, {str(REPOSITORY)!r})
+import torch
+import train
+torch.set_num_threads(1)
+torch.set_num_interop_threads(1)
+for line in sys.stdin:  # each line: train in a process of its own, which the test may kill
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        os._exit(train.main(json.loads(line)))
+    print(pid, flush=True)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fifty_kills_lose_at_most_the_work_since_the_last_checkpoint(small_config_path, photos):
+    options = ["epochs=30", "checkpoint_every_steps=1", "keep_checkpoints=2", "begin_use_adv_loss_epoch=28"]
+    words = ["--config", str(small_config_path), *(word for option in options for word in ("--set", option))]
+    driver = subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def begin(*more):
+        driver.stdin.write(json.dumps([*words, *more]) + "\n")
+        driver.stdin.flush()
+        return int(driver.stdout.readline())
+
+    last = photos / "run" / "last.pt"
+    chance = random.Random(0)
+    reached, kills = (1, 0), 0
+    for attempt in range(400):
+        pid = begin()
+        while reached == (1, 0) and not last.exists():
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.02, 0.12) if attempt else 0)
+        os.kill(pid, 9)
+        code = int(driver.stdout.readline())
+        state, path, damages = load_newest_checkpoint(last)
+        assert not damages and path == last
+        now = (state["epoch"], state["step"])
+        assert now >= reached, "a checkpoint was lost"
+        reached = now
+        if code == 0:
+            break
+        assert code == -9
+        kills += 1
+        if kills == 50:
+            break
+    assert kills == 50, f"the run was over after {kills} kills"
+    begin()
+    assert int(driver.stdout.readline()) == 0
+    begin("--set", f"model_save_dir={photos / 'whole'}")
+    assert int(driver.stdout.readline()) == 0
+    driver.stdin.close()
+    driver.wait()
+    resumed, whole = (load_checkpoint(photos / name / "last.pt") for name in ("run", "whole"))
+    for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "best_psnr"):
+        assert same(resumed[name], whole[name]), name
+    assert without_speed(resumed["history"]) == without_speed(whole["history"])
+    with open(photos / "run" / "metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(number) for number in range(1, 31)]
+    assert not list((photos / "run").rglob(".unfinished-*"))

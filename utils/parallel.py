@@ -1,0 +1,146 @@
+"""Training by several processes: one per GPU, or as many as torchrun starts on one or more machines."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import start_processes as spawn
+
+GRACE = 15
+"""Seconds that the other processes get to end by themselves once one has ended with an error."""
+
+
+class Processes:
+    """The processes that train together: how many they are, which one this is, and what they tell each other.
+
+    Without torchrun's environment variables it is one process alone, for which every method is free of charge.
+    """
+
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and prints the lines of all."""
+        return self.rank == 0
+
+    def __enter__(self) -> "Processes":
+        """Meet the others; on a GPU machine every process takes the GPU of its local rank.
+
+        Raises:
+            ValueError: this machine has more processes than GPUs.
+        """
+        if self.count > 1:
+            gpus = torch.cuda.device_count()
+            if 0 < gpus <= self.local_rank:
+                raise ValueError(f"process {self.local_rank + 1} of this machine has no GPU of its own: {gpus} visible")
+            if gpus:
+                torch.cuda.set_device(self.local_rank)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.count > 1 and dist.is_initialized():
+            if error[0] is None:
+                dist.barrier()  # torchrun stops the others as soon as one ends with a code other than 0
+            dist.destroy_process_group()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by the sum of all processes' tensors, and return it."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace the gradients by the sums of all processes' gradients, in one message."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's `value`, in the order of ranks."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's `value`."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+
+class _Alone(Processes):
+    def __init__(self) -> None:
+        self.count, self.rank, self.local_rank = 1, 0, 0
+
+
+ALONE: Processes = _Alone()
+"""One process, whatever the environment says."""
+
+
+def start_processes(function: Callable[..., int], arguments: Sequence[Any], count: int) -> int:
+    """Call `function(*arguments)` in `count` new processes of this machine, and return the exit code of all of them.
+
+    `function` must be importable, and returns an exit code. SIGINT and SIGTERM are passed on. When one process ends
+    with another code than 0, or is killed, the others get `GRACE` seconds to end, and are then stopped: no hang.
+    """
+    with socket.socket() as probe:  # a free port
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    context: Any = spawn(
+        _run_process, (environment, function, arguments), nprocs=count, join=False, start_method="spawn"
+    )
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError):  # not in the main thread
+            previous[number] = signal.signal(number, pass_on)
+    try:
+        while not context.join(grace_period=GRACE):
+            pass
+        return 0
+    except ProcessExitedException as error:
+        if error.exit_code < 0:
+            print(f"ERROR {error}; the job has ended, the same command resumes", file=sys.stderr)
+        return max(error.exit_code, 1)
+    except ProcessRaisedException as error:
+        print(f"ERROR {error}", file=sys.stderr)
+        return 1
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run_process(
+    rank: int, environment: dict[str, str], function: Callable[..., int], arguments: Sequence[Any]
+) -> None:
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the parent alone, which passes it on once
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    sys.exit(function(*arguments))

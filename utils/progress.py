@@ -1,0 +1,142 @@
+"""What a training run tells while it is running: figures of steps, the bar, photos that cannot be used."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .parallel import ALONE, Processes
+from .schedule import Epoch
+from .training_state import TrainingState
+
+
+class NonFiniteLossError(Exception):
+    """A loss that is NaN or infinite. The message names the step, the parts of the loss and the photos."""
+
+
+class FailureLog:
+    """Name each photo that cannot be used once, however often it is met."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+        self._unsaid: list[tuple[str, str]] = []
+
+    def report(self, failures: Sequence[tuple[str, str]], processes: Processes = ALONE) -> None:
+        """Print the failures that were not reported before; those of other processes wait for `collect`."""
+        for path, reason in failures:
+            if path not in self.paths:
+                self.paths.add(path)
+                if processes.is_first:
+                    tqdm.write(f"ERROR {path}: {reason}; skipped", file=sys.stderr)
+                else:
+                    self._unsaid.append((path, reason))
+
+    def collect(self, processes: Processes) -> None:
+        """Let the first process print what the others have met. All of them must call it."""
+        for failures in processes.gather(self._unsaid)[1:]:
+            self.report(failures, processes)
+        self._unsaid = []
+
+
+class Measured:
+    """What a step measured, on its way from the device; all processes must make one for every step.
+
+    Args:
+        parts: what `train_step` returned.
+        stop: the signal that asks this process to stop, or 0.
+        epoch, step: where training is, for the error message.
+        count: photos of the step, of all processes together.
+        names: of this process's photos, for the error message.
+        processes: those that train together.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, Tensor],
+        stop: int,
+        epoch: int,
+        step: int,
+        count: int,
+        names: list[str],
+        processes: Processes,
+    ) -> None:
+        self.names, self.where, self.count, self.photos, self.stop = list(parts), (epoch, step), count, names, stop
+        values = [value / processes.count if name.endswith("gradient") else value for name, value in parts.items()]
+        values.append(torch.full_like(values[0], stop > 0))  # one process's signal stops all, after the same step
+        self._values = processes.sum(torch.stack(values)).to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if values[0].is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def record(self, state: TrainingState, progress: "Progress") -> int:
+        """Wait for the values, add them to the epoch's totals, and return the signal to stop for, or 0.
+
+        Raises:
+            NonFiniteLossError: one of them is NaN or infinite.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        *values, stop = self._values.tolist()
+        parts = dict(zip(self.names, values, strict=True))
+        if not all(math.isfinite(value) for value in values):
+            listed = ", ".join(f"{name} = {value:g}" for name, value in parts.items())
+            epoch, step = self.where
+            raise NonFiniteLossError(
+                f"the loss is not finite in epoch {epoch}, step {step}: {listed}; photos: {', '.join(self.photos)}. "
+                "The last checkpoint is intact: lower init_lr, set clip_gradient_norm, or look at these photos"
+            )
+        for name, value in {**parts, "photos": 1.0}.items():
+            state.totals[name] = state.totals.get(name, 0) + value * self.count
+        progress.show(state)
+        return (self.stop or signal.SIGTERM) if stop else 0
+
+
+class Progress:
+    """The bar of an epoch and its speed.
+
+    Args:
+        state: at the epoch's start, or in the middle of it.
+        epoch: the epoch.
+        plan: all epochs.
+        photo_count: training photos.
+        is_shown: whether this process prints.
+    """
+
+    def __init__(
+        self, state: TrainingState, epoch: Epoch, plan: list[Epoch], photo_count: int, *, is_shown: bool
+    ) -> None:
+        self.speed = 0.0
+        self._started, self._photos_before = time.monotonic(), state.totals.get("photos", 0)
+        self._photos_left = (len(plan) - epoch.number + 1) * photo_count
+        self._bar = tqdm(
+            total=epoch.steps,
+            initial=state.step,
+            desc=f"epoch {epoch.number}/{len(plan)}",
+            bar_format="{desc} {bar:10} {n_fmt}/{total_fmt}{postfix}",
+            disable=None if is_shown else True,
+            leave=False,
+        )
+
+    def show(self, state: TrainingState) -> None:
+        """Advance the bar and show this epoch's means so far; what matters most comes first: terminals are narrow."""
+        photos = state.totals["photos"]
+        self.speed = (photos - self._photos_before) / max(time.monotonic() - self._started, 1e-9)
+        unshown = ("photos", "psnr", "gradient", "discriminator_gradient")
+        parts = [f"{name} {total / photos:.3g}" for name, total in state.totals.items() if name not in unshown]
+        facts = [
+            f"left {tqdm.format_interval(max(self._photos_left - photos, 0) / max(self.speed, 1e-9))}",
+            f"{self.speed:.1f} img/s",
+            f"psnr {state.totals['psnr'] / photos:.2f}",
+            f"lr {state.generator_optimizer.param_groups[0]['lr']:.1e}",
+        ]
+        self._bar.set_postfix_str(", ".join(facts + parts), refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Clear the bar: the epoch's line follows."""
+        self._bar.close()
