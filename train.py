@@ -358,8 +358,10 @@ def list_digest(dataset: PhotoDataset) -> str:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Let Ctrl-C, which a terminal sends to every process, be handled by the training process alone."""
+    """Let the training process alone handle signals that every process of a terminal or a job gets."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the second one is the loader's own, for a worker that does not end by itself
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def resume(state: TrainingState, config: Config, plan: list[Epoch], processes: Processes) -> None:

@@ -30,10 +30,10 @@ def run(path, *overrides):
     return train.main(["--config", str(path), *(word for override in overrides for word in ("--set", override))])
 
 
-def start(path, *overrides):
+def start(path, *overrides, **options):
     command = [sys.executable, REPOSITORY / "train.py", "--config", path]
     command += [word for override in overrides for word in ("--set", override)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def without_speed(history):
@@ -109,14 +109,13 @@ def test_zero_dce_trains_without_targets(small_config_path):
 @pytest.mark.parametrize(
     ("number", "workers", "network"),
     [
-        (signal.SIGKILL, 0, []),
         (signal.SIGKILL, 2, []),
         (signal.SIGINT, 2, []),
         (signal.SIGKILL, 0, ["model=prenet", "conv=daconv", "ema_decay=0.9"]),
     ],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers, network):
-    options = ["epochs=10", f"num_workers={workers}", "checkpoint_every_steps=2", *network]
+    options = ["epochs=6", f"num_workers={workers}", "checkpoint_every_steps=1", *network]
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
     process = start(small_config_path, *options)
     last = photos / "run" / "last.pt"
@@ -126,7 +125,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, numbe
     output = process.communicate()
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), output
     stopped = load_checkpoint(last)
-    assert stopped["epoch"] <= 10, "the run was over before it could be stopped"
+    assert stopped["epoch"] <= 6, "the run was over before it could be stopped"
     assert run(small_config_path, *options) == 0
     resumed, whole = load_checkpoint(last), load_checkpoint(photos / "whole" / "last.pt")
     for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "best_psnr"):
@@ -134,6 +133,16 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, numbe
     assert without_speed(resumed["history"]) == without_speed(whole["history"])
     weights = [load_weights(photos / folder / "best.safetensors").state for folder in ("run", "whole")]
     assert same(*weights)
+
+
+def test_a_signal_to_the_whole_job_saves(small_config_path, photos):
+    """As a terminal, a container or a scheduler sends it: the loader's workers get it too."""
+    process = start(small_config_path, "epochs=1000", "num_workers=2", start_new_session=True)
+    while not (photos / "run" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command resumes" in errors, errors
 
 
 def signal_in_step(patch, wanted, number=signal.SIGINT):
