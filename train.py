@@ -5,11 +5,13 @@ examples:
   python train.py --config other.json                 another configuration
   python train.py --set epochs=3 --set "image_size=[256,256]"
   python train.py --dry-run                           check everything, print the plan, write nothing
-  torchrun --nnodes 2 --nproc-per-node 8 train.py     two machines; on one, CUDA_VISIBLE_DEVICES in conf.json suffices
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py
+                                                      two machines; on one, CUDA_VISIBLE_DEVICES in conf.json suffices
 """
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import math
 import os
@@ -17,6 +19,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -44,9 +47,9 @@ from models.losses import adversarial_loss, discriminator_loss
 from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import Config, ConfigError, Stage, config_from_dict, load_config
 from utils.device import Arithmetic, peak_memory
-from utils.files import atomic_path, fingerprint
+from utils.files import atomic_path, fingerprint, sha256
 from utils.metrics import psnr, quantise, ssim
-from utils.parallel import ALONE, Processes, start_processes
+from utils.parallel import ALONE, LOST, Processes, start_processes
 from utils.progress import FailureLog, Measured, NonFiniteLossError, Progress
 from utils.run_folder import RunFolder, RunFolderError
 from utils.schedule import Epoch, plan_epochs, set_learning_rates
@@ -81,11 +84,24 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, NetworkError) as error:
         print(f"ERROR {error}", file=sys.stderr)
         return 2
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", config.CUDA_VISIBLE_DEVICES)
-    count = visible_gpus()
-    if count > 1 and "RANK" not in os.environ and not arguments.dry_run:
-        return start_processes(run, (config, False), count)
-    return run(config, arguments.dry_run)
+    is_launched = "LOCAL_RANK" in os.environ  # by torchrun, with GPUs of its own choice
+    if not is_launched:
+        listed = len([name for name in config.CUDA_VISIBLE_DEVICES.split(",") if name])
+        is_ours = "CUDA_VISIBLE_DEVICES" not in os.environ
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", config.CUDA_VISIBLE_DEVICES)
+        if is_ours and 0 < visible_gpus() < listed:
+            print(
+                f'ERROR CUDA_VISIBLE_DEVICES = "{config.CUDA_VISIBLE_DEVICES}" lists {listed} GPUs, but here are '
+                f"{visible_gpus()}: list those that there are",
+                file=sys.stderr,
+            )
+            return 2
+    if visible_gpus() > 1 and not is_launched and not arguments.dry_run:
+        return start_processes(run, (config, False), visible_gpus())
+    try:
+        return run(config, arguments.dry_run)
+    except KeyboardInterrupt:  # where nothing is in progress that must be saved
+        return 130
 
 
 def visible_gpus() -> int:
@@ -95,44 +111,102 @@ def visible_gpus() -> int:
 
 def run(config: Config, is_dry: bool) -> int:
     """Train, or only check, as one of the processes that the environment tells of; return the exit code."""
+    processes = Processes()
     try:
-        with StopRequest() as stop, Processes() as processes:
-            return dry_run(config) if is_dry else train(config, stop, processes)
+        if is_dry:
+            return dry_run(config) if processes.is_first else 0
+        with StopRequest() as stop:
+            processes.meet()
+            code = train(config, stop, processes)
+            processes.part()
+            return code
     except (ConfigError, NetworkError, NoPhotosError, RunFolderError, WeightsError, ValueError) as error:
+        failure: Exception = error
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:
+        failure = error
         code, message = 1, str(error)
-    except torch.OutOfMemoryError as error:
-        advice = "lower batch_size or image_size, or raise accumulation_steps"
-        code, message = 1, f"the GPU's memory does not suffice: {advice} ({str(error).splitlines()[0]})"
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        code, message = 1, f"{error} Lower num_workers if memory or /dev/shm is short"
-    print(f"ERROR {message}", file=sys.stderr)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        failure = error
+        code, message = explain(error, processes)
+    if processes.is_first or not getattr(failure, "is_shared", False):
+        of = f"process {processes.rank} of {processes.count}: " if processes.count > 1 else ""
+        print(f"ERROR {of}{message}", file=sys.stderr, flush=True)
+    if processes.count > 1:
+        os._exit(code)  # an orderly end would wait for the others, who may wait for this one
     return code
+
+
+def explain(error: Exception, processes: Processes) -> tuple[int, str]:
+    """Return the exit code and what to do about an error of PyTorch; raise it again if it is not a known one."""
+    text = str(error)
+    advice = "lower batch_size or image_size, or raise accumulation_steps"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return 1, f"the memory does not suffice: {advice} ({text.splitlines()[0] if text else type(error).__name__})"
+    if "DataLoader worker (pid" in text:
+        return 1, f"{text.splitlines()[0]} Lower num_workers if memory or /dev/shm is short"
+    if isinstance(error, RuntimeError) and processes.lost(error):
+        return LOST, "another process has ended"
+    raise error
 
 
 def train(config: Config, stop: StopRequest, processes: Processes) -> int:
     """Train until the last epoch or a stop, resuming what `config.model_save_dir` holds; return the exit code."""
-    folder = RunFolder(Path(config.model_save_dir)) if processes.is_first else None  # one process writes
+    arithmetic = Arithmetic(config.precision)
+    if config.deterministic:
+        make_deterministic()
+    failures = FailureLog()
+    photos, valid_photos = processes.together(lambda: open_photos(config, failures, processes))
+    digests = [list_digest(photos), list_digest(valid_photos)]
+    processes.together(lambda: require_same_photos(config, processes.gather(digests)))
+    processes.together(lambda: require_enough_photos(config, len(photos), processes.count))
+    plan = plan_epochs(config, len(photos))
+    folder: RunFolder | None = None
     try:
-        arithmetic = Arithmetic(config.precision)
-        if config.deterministic:
-            make_deterministic()
-        failures = FailureLog()
-        photos, valid_photos = open_photos(config, failures, processes)
-        plan = plan_epochs(config, len(photos))
-        require_enough_photos(config, len(photos), processes)
-        state = new_state(config, arithmetic, photos=[list_digest(photos), list_digest(valid_photos)])
-        resume(state, config, plan, processes)
+        if processes.is_first:  # one process writes, and the others may be on machines that do not see the folder
+
+            def open_run() -> dict[str, Any] | None:
+                nonlocal folder
+                folder = RunFolder(Path(config.model_save_dir))
+                with suppress(FileNotFoundError):
+                    return read_checkpoint(config, digests, folder.path, plan)
+                return None
+
+            found = processes.together(open_run)
+        else:
+            found = processes.together(lambda: None)
+        found = processes.share(found)
+        is_source = found is None and processes.is_first
+        state = processes.together(lambda: new_state(config, arithmetic, digests, is_warm=is_source))
+        if found is not None:
+            state.load_state_dict(found)
+        else:
+            share_weights(state, processes)
         if folder is not None:
             folder.describe(config, str(arithmetic), processes.count)
-            announce(config, state, arithmetic, photos, plan, processes)
+            announce(config, state, arithmetic, photos, plan, processes.count)
         return run_epochs(state, plan, photos, valid_photos, arithmetic, failures, folder, stop, processes)
     finally:
         if folder is not None:
             folder.close()
+
+
+def share_weights(state: TrainingState, processes: Processes) -> None:
+    """Let all processes begin with the weights of the first."""
+    if processes.count > 1:
+        for network in (state.generator, state.discriminator):
+            network.load_state_dict(processes.share({name: t.cpu() for name, t in network.state_dict().items()}))
+        state.restart_average()
+
+
+def require_same_photos(config: Config, digests: list[list[str]]) -> None:
+    """Raise `NoPhotosError` if processes, on several machines, see different photos."""
+    for position, folder in enumerate((config.train_data_dir, config.valid_data_dir)):
+        differing = [rank for rank, own in enumerate(digests) if own[position] != digests[0][position]]
+        if differing:
+            raise NoPhotosError(
+                f"{folder}: process {differing[0]} sees other photos there than process 0: every machine needs the same"
+            )
 
 
 def run_epochs(
@@ -190,7 +264,6 @@ def run_epochs(
         valid, samples = validate(state.released, valid_loader, arithmetic, failures, processes)
         finish_epoch(state, folder, valid, samples, progress.speed)
     if folder is not None:
-        folder.draw_curves(state.history)
         if failures.paths:
             print(f"{len(failures.paths)} unusable photos were skipped", file=sys.stderr)
         best = folder.path / "best.safetensors"
@@ -201,7 +274,6 @@ def run_epochs(
 def say_stopped(state: TrainingState, folder: RunFolder | None, number: int) -> int:
     """Say where training was stopped by signal `number`, and return the exit code."""
     if folder is not None:
-        folder.draw_curves(state.history)
         print(f"stopped in epoch {state.epoch} after step {state.step}; the same command resumes", file=sys.stderr)
     return 128 + number
 
@@ -246,7 +318,7 @@ def build_loader(
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=config.num_workers,
-        persistent_workers=config.num_workers > 0,
+        persistent_workers=config.num_workers > 0 and dataset.seed is not None,  # validation's are seldom needed
         pin_memory=arithmetic.device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )
@@ -262,8 +334,9 @@ def refuse_common_photos(photos: PhotoDataset, valid_photos: PhotoDataset) -> No
     common = []
     for path in valid_photos.paths:
         with suppress(OSError):
-            if (key := fingerprint(path)) in seen:
-                common.append((path, seen[key]))
+            other = seen.get(fingerprint(path))
+            if other is not None and sha256(path) == sha256(other):
+                common.append((path, other))
     if common:
         path, other = common[0]
         more = f", and {len(common) - 1} more" if len(common) > 1 else ""
@@ -273,19 +346,19 @@ def refuse_common_photos(photos: PhotoDataset, valid_photos: PhotoDataset) -> No
         )
 
 
-def require_enough_photos(config: Config, photo_count: int, processes: Processes) -> None:
+def require_enough_photos(config: Config, photo_count: int, processes: int) -> None:
     """Raise `ConfigError` if a process would be left without a photo, or without one for each part of its share."""
     for stage in config.schedule:
         batches = EpochBatches(photo_count, stage.batch_size, seed=None)
         smallest = min(batches.size(batch) for batch in range(len(batches)))
-        if smallest < processes.count:
+        if smallest < processes:
             raise ConfigError(
                 f"batch_size = {stage.batch_size} makes batches of {smallest} of the {photo_count} training photos, "
-                f"fewer than the {processes.count} processes: raise batch_size, add photos, or use fewer GPUs"
+                f"fewer than the {processes} processes: raise batch_size, add photos, or use fewer GPUs"
             )
-        if smallest < processes.count * config.accumulation_steps and config.accumulation_steps > 1:
+        if smallest < processes * config.accumulation_steps and config.accumulation_steps > 1:
             raise ConfigError(
-                f"accumulation_steps = {config.accumulation_steps} is more than the {smallest // processes.count} "
+                f"accumulation_steps = {config.accumulation_steps} is more than the {smallest // processes} "
                 f"photos of a batch that each process has: lower it, or raise batch_size = {stage.batch_size}"
             )
 
@@ -305,12 +378,14 @@ def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     torch.manual_seed(number)
 
 
-def new_state(config: Config, arithmetic: Arithmetic, photos: list[str]) -> TrainingState:
-    """Return the state before the first step, with the weights of `config.init_weights`, if it names some."""
+def new_state(
+    config: Config, arithmetic: Arithmetic, photos: Sequence[str] = (), *, is_warm: bool = True
+) -> TrainingState:
+    """Return the state before the first step; its weights are those of `config.init_weights`, if `is_warm`."""
     torch.manual_seed(config.seed)
-    generator = warm_start(config) if config.init_weights else build_generator(config)
+    generator = warm_start(config) if config.init_weights and is_warm else build_generator(config)
     discriminator = build_discriminator(config)
-    return TrainingState(config, arithmetic.place(generator), arithmetic.place(discriminator), photos)
+    return TrainingState(config, arithmetic.place(generator), arithmetic.place(discriminator), list(photos))
 
 
 def warm_start(config: Config) -> Network:
@@ -364,25 +439,9 @@ def leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def resume(state: TrainingState, config: Config, plan: list[Epoch], processes: Processes) -> None:
-    """Continue from the newest whole checkpoint, if there is one, in all processes; say what has changed since.
-
-    Raises:
-        CheckpointError: all are damaged, or it holds another architecture.
-    """
-    found = None
-    if processes.is_first:  # the others may be on machines that do not see the folder
-        folder = Path(config.model_save_dir)
-        with suppress(FileNotFoundError):
-            found = read_checkpoint(state, folder, plan)
-    found = processes.share(found)
-    if found is not None:
-        state.load_state_dict(found)
-    elif processes.count > 1:  # equal seeds give equal weights, on equal machines
-        state.load_state_dict(processes.share(state.state_dict()))
-
-
-def read_checkpoint(state: TrainingState, folder: Path, plan: list[Epoch]) -> dict[str, Any]:
+def read_checkpoint(
+    config: Config, photos: list[str], folder: Path, plan: list[Epoch], *, is_dry: bool = False
+) -> dict[str, Any]:
     """Return the newest whole checkpoint of a folder, with what has to begin anew reset; say what has changed.
 
     Raises:
@@ -392,30 +451,30 @@ def read_checkpoint(state: TrainingState, folder: Path, plan: list[Epoch]) -> di
     saved, path, damages = load_newest_checkpoint(folder / "last.pt", TrainingState.ENTRIES)
     for damage in damages:
         print(f"WARNING {damage}; going on from {path}", file=sys.stderr)
-    config, old = state.config.to_dict(), config_from_dict(saved["config"], source=str(path)).to_dict()
-    changed = {name for name in config if config[name] != old[name]}
+    new, old = config.to_dict(), config_from_dict(saved["config"], source=str(path)).to_dict()
+    changed = {name for name in new if new[name] != old[name]}
     for name in sorted(changed):
-        print(f"changed since the checkpoint: {name} = {old[name]} -> {config[name]}", file=sys.stderr)
+        print(f"changed since the checkpoint: {name} = {old[name]} -> {new[name]}", file=sys.stderr)
         if name in (*ARCHITECTURE, "conv"):
             raise CheckpointError(
-                f"{path}: made with {name} = {old[name]}, not {config[name]}: "
+                f"{path}: made with {name} = {old[name]}, not {new[name]}: "
                 "give model_save_dir another folder, or move this one away"
             )
     is_over = saved["epoch"] > len(plan)
-    has_new_order = {"batch_size", "stages", "seed", "train_data_dir"} & changed or saved["photos"][0] != state.photos[
-        0
-    ]
+    has_new_order = {"batch_size", "stages", "seed", "train_data_dir"} & changed or saved["photos"][0] != photos[0]
     if saved["step"] and (is_over or saved["step"] > plan[saved["epoch"] - 1].steps or has_new_order):
         print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
         saved["step"], saved["totals"] = 0, {}
     of_validation = (
-        {"ema_decay"} | {name for name in config if name.startswith("color_jitter_")} | {"image_size", "valid_data_dir"}
+        {"ema_decay"} | {name for name in new if name.startswith("color_jitter_")} | {"image_size", "valid_data_dir"}
     )
-    if not is_over and (of_validation & changed or saved["photos"][1] != state.photos[1]):
+    if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         saved["best_psnr"] = -math.inf
     best = folder / "best.pt"
-    if best.exists() and not is_whole(folder / "best.safetensors"):  # a kill came between the one and the other
+    if (
+        not is_dry and best.exists() and not is_whole(folder / "best.safetensors")
+    ):  # a kill came between the one and the other
         export(folder / "best.safetensors", load_checkpoint(best, TrainingState.ENTRIES))
     print(f"resuming in epoch {saved['epoch']} after step {saved['step']} from {path}", file=sys.stderr)
     return saved
@@ -427,10 +486,10 @@ def announce(
     arithmetic: Arithmetic,
     photos: PhotoDataset,
     plan: list[Epoch],
-    processes: Processes = ALONE,
+    processes: int = 1,
 ) -> None:
     """Print what is about to happen."""
-    count = f"{processes.count} processes, " if processes.count > 1 else ""
+    count = f"{processes} processes, " if processes > 1 else ""
     print(f"{count}{arithmetic}; {config.model}, {parameter_count(state.generator)} parameters", file=sys.stderr)
     for number, stage in enumerate(config.schedule, start=1):
         height, width = stage.image_size
@@ -450,42 +509,57 @@ def parameter_count(network: nn.Module) -> str:
 
 
 def dry_run(config: Config) -> int:
-    """Check data, network and one step of every stage, and print the plan; write nothing."""
+    """Check data, network, checkpoint and one step of every stage, and print the plan; write nothing."""
     config = dataclasses.replace(config, photo_cache_gigabytes=0.0)
     arithmetic, failures = Arithmetic(config.precision), FailureLog()
+    if config.deterministic:
+        make_deterministic()
+    processes = max(visible_gpus(), int(os.environ.get("WORLD_SIZE", 1)), 1)
     photos, valid_photos = open_photos(config, failures)
-    require_enough_photos(config, len(photos), Processes())
+    require_enough_photos(config, len(photos), processes)
     plan = plan_epochs(config, len(photos))
-    state = new_state(config, arithmetic, photos=[])
     for name, dataset in (("train_data_dir", photos), ("valid_data_dir", valid_photos)):
         small = sum(min(w / config.image_size[1], h / config.image_size[0]) < 1 for w, h in dataset.sizes)
         enlarged = f", {small} smaller than the view and enlarged" if small else ""
         print(f"{name} {dataset.folder}: {len(dataset)} photos, {len(dataset.failures)} rejected{enlarged}")
-    announce(config, state, arithmetic, photos, plan)
+    folder = Path(config.model_save_dir)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(above))
+    try:
+        digests = [list_digest(photos), list_digest(valid_photos)]
+        found = read_checkpoint(config, digests, folder, plan, is_dry=True)
+    except FileNotFoundError:
+        found = None
+    state = new_state(config, arithmetic, is_warm=found is None)
+    announce(config, state, arithmetic, photos, plan, processes)
     seconds = 0.0
     for number, stage in enumerate(config.schedule, start=1):
-        step_time, memory = time_steps(state, photos.with_image_size(stage.image_size), stage, arithmetic)
-        steps = sum(epoch.steps for epoch in plan if epoch.stage == number)
+        share = math.ceil(stage.batch_size / processes)
+        step_time, memory = time_steps(state, photos.with_image_size(stage.image_size), stage, share, arithmetic)
+        steps = sum(epoch.steps for epoch in plan[found["epoch"] - 1 if found else 0 :] if epoch.stage == number)
         seconds += steps * step_time
-        print(f"stage {number}: {step_time:.3f} s and {memory / 2**20:,.0f} MiB at most for a step, {steps:,} steps")
-    print(f"about {tqdm.format_interval(seconds)} on {arithmetic}, without validation")
-    save = Path(config.model_save_dir)
-    last = save / "last.pt"
-    print(f"{'resumes the run in' if last.exists() else 'would write to'} {save}")
+        of_each = " of each process" if processes > 1 else ""
+        figures = f"{step_time:.3f} s and {memory / 2**20:,.0f} MiB at most for a step{of_each}"
+        print(f"stage {number}: {figures}, {steps:,} steps")
+    print(f"about {tqdm.format_interval(seconds)} on {arithmetic}, without loading and validation")
+    print(f"{'goes on with the run in' if found else 'would write to'} {folder}")
     return 0
 
 
 def time_steps(
-    state: TrainingState, photos: PhotoDataset, stage: Stage, arithmetic: Arithmetic, count: int = 3
+    state: TrainingState, photos: PhotoDataset, stage: Stage, size: int, arithmetic: Arithmetic, count: int = 3
 ) -> tuple[float, float]:
-    """Return the mean seconds of `count` steps and the peak memory in bytes, of the GPU or of the process."""
-    batches = EpochBatches(len(photos), stage.batch_size, seed=state.config.seed)
+    """Return the mean seconds of `count` steps of `size` photos and the peak memory in bytes, of the GPU or process."""
+    batches = EpochBatches(len(photos), size, seed=state.config.seed)
     keys = next(iter(batches))
     is_adversarial = stage.begin_use_adv_loss_epoch <= stage.epochs
     on_gpu = arithmetic.device.type == "cuda"
     batch = collate([photos[key] for key in keys])
     if not batch.names:
         raise NoPhotosError(f"{photos.folder}: none of its photos can be decoded")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     for step in range(count + 1):
         if step == 1:  # the first one allocates
             started = time.monotonic()
@@ -540,8 +614,7 @@ def train_step(
         correct = psnr(outputs[0].detach().clamp(0, 1), targets).mean()
         accumulate(sums, share, {"loss": loss, **terms, "psnr": correct})
     sums["gradient"] = update(state.generator_optimizer, processes, config.clip_gradient_norm)
-    if state.average is not None:
-        state.average.update_parameters(state.generator)
+    state.update_average()
     if adversarial:
         state.discriminator.requires_grad_(True)
         state.discriminator_optimizer.zero_grad(set_to_none=True)
@@ -564,6 +637,10 @@ def weighted_losses(state: TrainingState, inputs: Tensor, outputs: list[Tensor],
     terms = {name: weights.get(name, 1.0) * term for name, term in terms.items() if weights.get(name, 1.0)}
     if config.ssim_weight:
         terms["ssim"] = config.ssim_weight * (1 - ssim(outputs[0], targets).mean())
+    if not any(term.requires_grad for term in terms.values()):
+        raise ConfigError(
+            f"no loss is left to train {config.model} on: raise reconstruction_weight, pyramid_weight or ssim_weight"
+        )
     return terms
 
 
@@ -679,6 +756,7 @@ def finish_epoch(
         save_checkpoint(folder.path / "best.pt", contents)
         export(folder.path / "best.safetensors", contents)
     folder.write_metrics(state.history)
+    folder.draw_curves(state.history)
     # Last: a kill before it repeats the epoch and all of its files.
     save_checkpoint(folder.path / "last.pt", contents, keep=state.config.keep_checkpoints)
 

@@ -15,11 +15,12 @@ from utils.photo import PhotoError, read_photo
 
 SPARE_DISK = 2 * 2**30
 """Bytes of the disk that the cache leaves free: a checkpoint must still fit."""
-_STORES_BETWEEN_SCANS = 32
+SCANS = 200
+"""A process looks again at what all processes have stored after this share of the limit."""
 
 
 class PhotoCache:
-    """Read photos through a folder of decoded ones: what is there is mapped into memory and not decoded again.
+    """Read photos through a folder of decoded ones: what is there is not decoded again.
 
     Args:
         folder: made when the first photo is stored.
@@ -37,8 +38,9 @@ class PhotoCache:
         self._began = time.time()
         self._digests: dict[Path, tuple[int, int, str]] = {}  # by size and time of the file
         self._touched: set[str] = set()
-        self._stored = 0
-        self._used = 0
+        self._used: int | None = None  # bytes in the folder, as far as this process knows
+        self._since_scan = 0
+        self._is_full = False
 
     def read(self, path: Path, enough: int) -> Image.Image:
         """Return a photo as `utils.photo.read_photo` does, reduced to a shortest side of `enough` px if it is larger.
@@ -76,29 +78,32 @@ class PhotoCache:
 
     def _store(self, entry: Path, pixels: npt.NDArray[np.uint8]) -> None:
         """Write an entry, if there is room for it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self._stored % _STORES_BETWEEN_SCANS == 0:  # other processes store too
-            self._used = sum(status.st_size for _, status in self._entries())
-        self._stored += 1
-        if self._used + pixels.nbytes > self.limit and not self._make_room(pixels.nbytes):
+        if self._is_full:
             return
-        if shutil.disk_usage(self.folder).free < SPARE_DISK + pixels.nbytes:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._used is None or self._since_scan > self.limit / SCANS:
+            self._used, self._since_scan = sum(status.st_size for _, status in self._entries()), 0
+        has_room = self._used + pixels.nbytes <= self.limit or self._make_room(pixels.nbytes)
+        if not has_room or shutil.disk_usage(self.folder).free < SPARE_DISK + pixels.nbytes:
+            self._is_full = True
             return
         with atomic_path(entry) as temporary, open(temporary, "wb") as file:
             np.save(file, pixels)
         self._used += pixels.nbytes
+        self._since_scan += pixels.nbytes
 
     def _make_room(self, size: int) -> bool:
         """Remove entries that this run has not used, longest unused first; return whether `size` bytes now fit."""
         entries = sorted(self._entries(), key=lambda item: item[1].st_mtime)
-        self._used = sum(status.st_size for _, status in entries)
+        used = sum(status.st_size for _, status in entries)
         for path, status in entries:
-            if self._used + size <= self.limit or status.st_mtime >= self._began:
+            if used + size <= 0.95 * self.limit or status.st_mtime >= self._began:
                 break
             with suppress(OSError):
                 path.unlink()
-                self._used -= status.st_size
-        return self._used + size <= self.limit
+                used -= status.st_size
+        self._used, self._since_scan = used, 0
+        return used + size <= self.limit
 
     def _entries(self) -> list[tuple[Path, os.stat_result]]:
         entries = []

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from utils.photo import PhotoError, find_photos, open_photo
+from utils.photo import PhotoError, find_photos, open_photo, upright_size
 
 from .cache import PhotoCache
 from .color_jitter import draw_jitter
@@ -90,7 +90,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
 
     A view has the shape of `image_size` and is never stretched. `dataset[epoch, index]` returns the sample, or None,
     and the photos that failed on the way: a training view falls back to the next photo, a validation view does not.
-    `sizes` holds the width and height of each photo as it is stored.
+    `sizes` holds the width and height of each photo.
 
     Raises:
         NoPhotosError: the folder is missing, or holds nothing that can be opened as a photo.
@@ -238,7 +238,7 @@ def _usable_photos(folder: Path) -> tuple[list[Path], list[tuple[int, int]], lis
     for path in found:
         try:
             with open_photo(path) as image:
-                sizes.append(image.size)
+                sizes.append(upright_size(image))
             usable.append(path)
         except PhotoError as error:
             failures.append(Failure(str(path), str(error)))

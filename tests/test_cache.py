@@ -72,8 +72,7 @@ def test_a_damaged_entry_is_replaced(folder, tmp_path, damage):
     assert entry.read_bytes() == whole
 
 
-def test_the_cache_is_bounded_and_what_is_not_used_makes_room(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_STORES_BETWEEN_SCANS", 1)
+def test_the_cache_is_bounded_and_what_is_not_used_makes_room(folder, tmp_path):
     size = 64 * 85 * 3
     earlier = PhotoCache(tmp_path / "cache", int(4.5 * size))
     for index in range(6):

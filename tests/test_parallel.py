@@ -12,10 +12,10 @@ from PIL import Image
 from test_train import run
 
 import train
-from data import EpochBatches
+from data import EpochBatches, NoPhotosError
 from utils.checkpoint import load_checkpoint
 from utils.config import ConfigError, load_config
-from utils.parallel import Processes
+from utils.stop import StopRequest
 
 EXACT = ("precision=float32", "batch_size=5", "discriminator_init_lr=0.001", "ema_decay=0.5", "init_lr=0.002")
 SPAWN = "import sys, train; train.visible_gpus = lambda: 2; sys.exit(train.main(sys.argv[1:]))"
@@ -119,14 +119,47 @@ def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path,
     assert load_checkpoint(photos / "run" / "last.pt")["epoch"] < 100
 
 
-def test_fewer_photos_than_processes_is_an_error(small_config_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_fewer_photos_than_processes_is_an_error(small_config_path):
     config = load_config(small_config_path, ["batch_size=4"])
-    train.require_enough_photos(config, 9, Processes())
+    train.require_enough_photos(config, 9, 3)
     for count, size in ((2, 4), (9, 2), (10, 2)):
         config = load_config(small_config_path, [f"batch_size={size}"])
         with pytest.raises(ConfigError, match=f"batch_size = {size} .* fewer than the 3 processes: raise batch_size"):
-            train.require_enough_photos(config, count, Processes())
+            train.require_enough_photos(config, count, 3)
     config = load_config(small_config_path, ["batch_size=8", "accumulation_steps=3"])
     with pytest.raises(ConfigError, match="accumulation_steps = 3 is more than the 2 photos"):
-        train.require_enough_photos(config, 8, Processes())
+        train.require_enough_photos(config, 8, 3)
+
+
+def test_an_error_of_one_process_is_one_line_and_one_exit_code(small_config_path, photos):
+    """Only the first process makes the run's folder."""
+    (photos / "file").write_text("")
+    process = spawn(small_config_path, *EXACT, f"model_save_dir={photos / 'file' / 'run'}")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("ERROR") == 1 and "Traceback" not in errors, errors
+    assert str(photos / "file") in errors
+
+
+def test_machines_that_see_other_photos_are_refused(small_config_path):
+    config = load_config(small_config_path)
+    train.require_same_photos(config, [["a", "b"]] * 3)
+    with pytest.raises(NoPhotosError, match="valid: process 2 sees other photos there than process 0"):
+        train.require_same_photos(config, [["a", "b"], ["a", "b"], ["a", "c"]])
+
+
+def test_gpus_that_are_not_there_are_refused(small_config_path, monkeypatch, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(train, "visible_gpus", lambda: 2)
+    assert run(small_config_path, "CUDA_VISIBLE_DEVICES=0,1,2,3") == 2
+    assert 'CUDA_VISIBLE_DEVICES = "0,1,2,3" lists 4 GPUs, but here are 2' in capsys.readouterr().err
+
+
+def test_two_signals_on_different_ways_are_one_and_a_later_one_stops_at_once(monkeypatch):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        monkeypatch.setattr("utils.stop.SAME", -1)
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)

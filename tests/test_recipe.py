@@ -149,6 +149,18 @@ def test_losses_have_their_weights(small_config_path):
     assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["reconstruction_weight=0", "pyramid_weight=0"],
+        ["reconstruction_weight=0", "model=prenet"],
+    ],
+)
+def test_weights_that_leave_no_loss_are_refused(small_config_path, options, capsys):
+    assert run(small_config_path, *options) == 2
+    assert "no loss is left to train" in capsys.readouterr().err
+
+
 def test_the_ssim_term_alone_raises_ssim(small_config_path):
     options = ["reconstruction_weight=0", "pyramid_weight=0", "ssim_weight=1", "init_lr=0.003"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)

@@ -12,12 +12,14 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 from PIL import Image
 from test_train import run, same, start, without_speed
 
 import train
+from data import NoPhotosError, PhotoDataset
 from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.curves import draw_curves
 
@@ -67,10 +69,15 @@ def test_tensorboard_gets_every_epoch_once(small_config_path, photos):
     assert [point.value for point in points] == pytest.approx([row["valid_psnr"] for row in history])
 
 
-def test_without_tensorboard_nothing_is_missed(small_config_path, photos, monkeypatch):
-    monkeypatch.setattr("utils.run_folder.importlib.util.find_spec", lambda name: None)
-    assert run(small_config_path, "epochs=1") == 0
+def test_without_tensorboard_nothing_is_missed(small_config_path, photos, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run_folder.importlib.util.find_spec", lambda name: None)
+        assert run(small_config_path, "epochs=1") == 0
     assert not (photos / "run" / "tensorboard").exists() and (photos / "run" / "metrics.csv").exists()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # installed, but broken
+    monkeypatch.setattr("utils.run_folder.importlib.util.find_spec", lambda name: object())
+    assert run(small_config_path, "epochs=3") == 0
+    assert capsys.readouterr().err.count("WARNING TensorBoard cannot be written to") == 1
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(small_config_path, photos, capsys):
@@ -94,6 +101,18 @@ def test_a_dry_run_finds_what_a_run_would(small_config_path, photos, capsys):
         assert "renamed.jpg is also in the training set, as " in capsys.readouterr().err
     assert train.main(["--config", str(small_config_path), "--set", f"valid_data_dir={photos / 'train'}"]) == 2
     assert ", and 9 more: the best epoch would be chosen on photos" in capsys.readouterr().err
+
+
+def test_photos_that_only_begin_and_end_alike_are_different(tmp_path):
+    for name, level in (("a", 10), ("b", 200)):
+        pixels = np.zeros((400, 400, 3), dtype=np.uint8)
+        pixels[190:210] = level
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "photo.bmp")
+    first, second = (PhotoDataset(tmp_path / name, (32, 32), jitter=(0, 0, 0, 0)) for name in ("a", "b"))
+    train.refuse_common_photos(first, second)
+    with pytest.raises(NoPhotosError):
+        train.refuse_common_photos(first, first)
 
 
 def test_two_runs_in_one_folder_are_refused(small_config_path, photos, capsys):

@@ -111,7 +111,7 @@ def test_zero_dce_trains_without_targets(small_config_path):
     [
         (signal.SIGKILL, 2, []),
         (signal.SIGINT, 2, []),
-        (signal.SIGKILL, 0, ["model=prenet", "conv=daconv", "ema_decay=0.9"]),
+        (signal.SIGKILL, 0, ["model=zero_dce", "conv=daconv", "ema_decay=0.9"]),
     ],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(small_config_path, photos, number, workers, network):

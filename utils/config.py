@@ -86,7 +86,7 @@ class Config:
     set, takes precedence."""
 
     num_workers: int = _between(0, 1024)
-    """Processes that decode and crop photos; 0 does it in the training process."""
+    """Processes that decode and crop photos for each training process; 0: it does so itself."""
 
     photo_cache_dir: str = ".cache/photos"
     """Folder in which decoded photos are kept between epochs and runs, as long as there is room."""
@@ -155,7 +155,7 @@ class Config:
     """Largest norm of a step's gradient, which is scaled down to it; 0: no limit."""
 
     accumulation_steps: int = _between(1, 65536, default=1)
-    """Parts in which a process works on its share of a batch: less memory, and the same step but for rounding."""
+    """Parts in which a process works on its share of a batch, to save memory; the discriminator normalises each."""
 
     working_size: int = _between(16, 8192, default=512)
     """Longest side in pixels at which predict.py runs the network; stored in the weights file."""

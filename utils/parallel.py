@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.multiprocessing.spawn import start_processes as spawn
 
+Result = TypeVar("Result")
+LOST = 3
+"""Exit code of a process that ends because another one did."""
 GRACE = 15
 """Seconds that the other processes get to end by themselves once one has ended with an error."""
 
@@ -35,7 +38,7 @@ class Processes:
         """Whether this process writes the files and prints the lines of all."""
         return self.rank == 0
 
-    def __enter__(self) -> "Processes":
+    def meet(self) -> None:
         """Meet the others; on a GPU machine every process takes the GPU of its local rank.
 
         Raises:
@@ -44,17 +47,37 @@ class Processes:
         if self.count > 1:
             gpus = torch.cuda.device_count()
             if 0 < gpus <= self.local_rank:
-                raise ValueError(f"process {self.local_rank + 1} of this machine has no GPU of its own: {gpus} visible")
+                raise ValueError(
+                    f"process {self.local_rank + 1} of this machine has no GPU of its own, as {gpus} can be seen: "
+                    "start fewer, or set CUDA_VISIBLE_DEVICES in the environment"
+                )
             if gpus:
                 torch.cuda.set_device(self.local_rank)
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.count > 1 and dist.is_initialized():
-            if error[0] is None:
-                dist.barrier()  # torchrun stops the others as soon as one ends with a code other than 0
+    def part(self) -> None:
+        """Leave together: torchrun stops the others as soon as one ends with a code other than 0."""
+        if self.count > 1:
+            dist.barrier()
             dist.destroy_process_group()
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Return this process's `work()`; if it fails in one process, raise that error in all.
+
+        The attribute `is_shared` of the error is then true: one process is enough to print it.
+        """
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:
+            if self.count == 1:
+                raise
+            error = caught
+        failed = next((e for e in self.gather(error) if e is not None), None)
+        if failed is not None:
+            failed.is_shared = True
+            raise failed
+        return cast(Result, result)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by the sum of all processes' tensors, and return it."""
@@ -71,6 +94,11 @@ class Processes:
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+    def lost(self, error: RuntimeError) -> bool:
+        """Tell whether an error means that another process has ended."""
+        signs = ("closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL", "ProcessGroup")
+        return self.count > 1 and any(sign in str(error) for sign in signs)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every process's `value`, in the order of ranks."""
@@ -125,13 +153,12 @@ def start_processes(function: Callable[..., int], arguments: Sequence[Any], coun
         while not context.join(grace_period=GRACE):
             pass
         return 0
-    except ProcessExitedException as error:
-        if error.exit_code < 0:
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        codes = [process.exitcode for process in context.processes]
+        reasons = [code for code in codes if code > 0 and code != LOST]
+        if not reasons or isinstance(error, ProcessRaisedException):
             print(f"ERROR {error}; the job has ended, the same command resumes", file=sys.stderr)
-        return max(error.exit_code, 1)
-    except ProcessRaisedException as error:
-        print(f"ERROR {error}", file=sys.stderr)
-        return 1
+        return reasons[0] if reasons else 1
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

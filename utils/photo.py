@@ -358,6 +358,11 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that an opened image has once it is upright."""
+    return image.size if _orientation(image) < 5 else (image.height, image.width)
+
+
 def _load_raw(path: Path) -> Photo:
     """Develop a camera's raw file, in 8 bits, with the camera's white balance."""
     with _errors_as_photo_errors():

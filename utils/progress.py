@@ -14,9 +14,14 @@ from .parallel import ALONE, Processes
 from .schedule import Epoch
 from .training_state import TrainingState
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 class NonFiniteLossError(Exception):
     """A loss that is NaN or infinite. The message names the step, the parts of the loss and the photos."""
+
+    is_shared = False
+    """Whether all processes raise it."""
 
 
 class FailureLog:
@@ -65,9 +70,10 @@ class Measured:
         names: list[str],
         processes: Processes,
     ) -> None:
-        self.names, self.where, self.count, self.photos, self.stop = list(parts), (epoch, step), count, names, stop
+        self.names, self.where, self.count, self.photos = list(parts), (epoch, step), count, names
         values = [value / processes.count if name.endswith("gradient") else value for name, value in parts.items()]
-        values.append(torch.full_like(values[0], stop > 0))  # one process's signal stops all, after the same step
+        # one process's signal stops all, after the same step
+        values += [torch.full_like(values[0], stop == number) for number in _STOPS]
         self._values = processes.sum(torch.stack(values)).to("cpu", non_blocking=True)
         self._arrived = torch.cuda.Event() if values[0].is_cuda else None
         if self._arrived is not None:
@@ -81,19 +87,23 @@ class Measured:
         """
         if self._arrived is not None:
             self._arrived.synchronize()
-        *values, stop = self._values.tolist()
+        values = self._values.tolist()
+        stops = [number for number, asked in zip(_STOPS, values[-len(_STOPS) :], strict=True) if asked]
+        values = values[: -len(_STOPS)]
         parts = dict(zip(self.names, values, strict=True))
         if not all(math.isfinite(value) for value in values):
             listed = ", ".join(f"{name} = {value:g}" for name, value in parts.items())
             epoch, step = self.where
-            raise NonFiniteLossError(
+            error = NonFiniteLossError(
                 f"the loss is not finite in epoch {epoch}, step {step}: {listed}; photos: {', '.join(self.photos)}. "
                 "The last checkpoint is intact: lower init_lr, set clip_gradient_norm, or look at these photos"
             )
+            error.is_shared = True
+            raise error
         for name, value in {**parts, "photos": 1.0}.items():
             state.totals[name] = state.totals.get(name, 0) + value * self.count
         progress.show(state)
-        return (self.stop or signal.SIGTERM) if stop else 0
+        return max(stops, default=0)
 
 
 class Progress:

@@ -75,6 +75,7 @@ class RunFolder:
         self._lock.flush()
         remove_unfinished(path)
         remove_unfinished(path / "samples")
+        self._has_board = importlib.util.find_spec("tensorboard") is not None
         self._board: Any = None
 
     def close(self) -> None:
@@ -101,15 +102,23 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(history)
         write_text(self.path / "metrics.csv", table.getvalue())
-        if self._board is None and importlib.util.find_spec("tensorboard") is not None:
+        if self._has_board:
+            try:
+                self._write_board(history[-1])
+            except Exception as error:  # of a package that training does without
+                self._has_board = False
+                print(f"WARNING TensorBoard cannot be written to, and is left out: {error}", file=sys.stderr)
+
+    def _write_board(self, row: dict[str, float]) -> None:
+        epoch = int(row["epoch"])
+        if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
             # what a killed run wrote for epochs that are now repeated is hidden
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=int(history[-1]["epoch"]))
-        if self._board is not None:
-            for name, value in history[-1].items():
-                self._board.add_scalar(name, value, int(history[-1]["epoch"]))
-            self._board.flush()
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
+        for name, value in row.items():
+            self._board.add_scalar(name, value, epoch)
+        self._board.flush()
 
     def draw_curves(self, history: list[dict[str, float]]) -> None:
         """Write curves.png, if an epoch has been finished."""

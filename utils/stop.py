@@ -2,19 +2,24 @@
 
 import signal
 import sys
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+SAME = 1.0
+"""Seconds within which a second signal is the first on another way: to the whole job, and passed on by its parent."""
+
 
 class StopRequest:
-    """Remember SIGINT or SIGTERM until the step in progress is done; a second one stops at once.
+    """Remember SIGINT or SIGTERM until the step in progress is done; a second one, later than `SAME`, stops at once.
 
     A context manager: the previous handlers return with its end.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._when = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -28,6 +33,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if self.signal and time.monotonic() > self._when + SAME:
             sys.exit(128 + number)
-        self.signal = number
+        if not self.signal:
+            self.signal, self._when = number, time.monotonic()

@@ -67,16 +67,24 @@ class TrainingState:
         """The network that is validated and exported: the average, if there is one."""
         return self.generator if self.average is None else self.average.module
 
+    def update_average(self) -> None:
+        """Move the average towards the weights of the step just taken, without waiting for the device."""
+        if self.average is None:
+            return
+        count = int(self.average.n_averaged)  # on the CPU
+        averages = [p.detach() for p in self.average.module.parameters()]
+        weights = [p.detach() for p in self.generator.parameters()]
+        # At the start the average must not hang on to the untrained weights.
+        share = 1 - min(self.config.ema_decay, (1 + count) / (10 + count)) if count else 1.0
+        torch._foreach_lerp_(averages, weights, share)
+        self.average.n_averaged += 1
+
+    def restart_average(self) -> None:
+        """Let the average begin with the weights of now."""
+        self.average = self._new_average()
+
     def _new_average(self) -> AveragedModel | None:
-        decay = self.config.ema_decay
-        if not decay:
-            return None
-
-        def update(averages: Any, weights: Any, count: Tensor | int) -> None:
-            # At the start the average must not hang on to the untrained weights.
-            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-        return AveragedModel(self.generator, multi_avg_fn=update)
+        return AveragedModel(self.generator) if self.config.ema_decay else None
 
 
 def _with_own_options(module: nn.Module | torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
