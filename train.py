@@ -35,11 +35,14 @@ from tqdm import tqdm
 from data import (
     Batch,
     EpochBatches,
+    LayoutError,
     NoPhotosError,
+    Pair,
     PhotoCache,
     PhotoDataset,
     collate,
     color_jitter,
+    find_pairs,
 )
 from models import Network, NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv, to_daconv
@@ -120,7 +123,7 @@ def run(config: Config, is_dry: bool) -> int:
             code = train(config, stop, processes)
             processes.part()
             return code
-    except (ConfigError, NetworkError, NoPhotosError, RunFolderError, WeightsError, ValueError) as error:
+    except (ConfigError, LayoutError, NetworkError, NoPhotosError, RunFolderError, WeightsError, ValueError) as error:
         failure: Exception = error
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:
@@ -238,7 +241,7 @@ def run_epochs(
         for batch in loader:
             failures.report(batch.failures, processes)
             if not batch.names:
-                raise NoPhotosError(f"{config.train_data_dir}: none of its photos can be decoded")
+                raise NoPhotosError(f"{config.train_data_dir or config.train_pairs}: none of its photos can be decoded")
             size = batches.size(state.step)
             state.step += 1
             seed_step(config.seed, epoch.number, state.step, processes.rank)
@@ -305,7 +308,33 @@ def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
         crop_min_deviation=config.crop_min_deviation,
         crop_min_mean=config.crop_min_mean,
         cache=PhotoCache(config.photo_cache_dir, limit=int(config.photo_cache_gigabytes * 1e9)),
+        pairs=open_pairs(config, training=training),
     )
+
+
+def open_pairs(config: Config, *, training: bool) -> list[Pair]:
+    """Return the real pairs to train or to validate on.
+
+    Raises:
+        LayoutError: a data set is unknown, not there, empty, or has problems that are not to be skipped.
+    """
+    pairs: list[Pair] = []
+    for source in config.train_pairs if training else config.valid_pairs:
+        dataset, _, folder = source.partition(":")
+        split = "train" if training else "valid"
+        found, problems = find_pairs(dataset, Path(folder), split)
+        if problems and not config.skip_pair_problems:
+            path, reason = problems[0]
+            raise LayoutError(
+                f"{source}: {len(problems)} problems, the first {path}: {reason}; python evaluate.py --check {dataset} "
+                f"{folder} --split {split} lists them, skip_pair_problems leaves them out"
+            )
+        if problems:
+            print(f"{source}: {len(problems)} problems left out, {len(found)} pairs", file=sys.stderr)
+        if not found:
+            raise LayoutError(f"{source}: no pairs found")
+        pairs += found
+    return pairs
 
 
 def build_loader(
@@ -428,8 +457,7 @@ def require_same_network(config: Config, source: Any, path: Path) -> None:
 
 def list_digest(dataset: PhotoDataset) -> str:
     """Return a digest of which photos a data set has, by name, to notice that some were added or removed."""
-    names = "\n".join(path.relative_to(dataset.folder).as_posix() for path in dataset.paths)
-    return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def leave_signals_to_parent(worker: int) -> None:
@@ -461,13 +489,13 @@ def read_checkpoint(
                 "give model_save_dir another folder, or move this one away"
             )
     is_over = saved["epoch"] > len(plan)
-    has_new_order = {"batch_size", "stages", "seed", "train_data_dir"} & changed or saved["photos"][0] != photos[0]
+    of_training = {"batch_size", "stages", "seed", "train_data_dir", "train_pairs"}
+    has_new_order = of_training & changed or saved["photos"][0] != photos[0]
     if saved["step"] and (is_over or saved["step"] > plan[saved["epoch"] - 1].steps or has_new_order):
         print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
         saved["step"], saved["totals"] = 0, {}
-    of_validation = (
-        {"ema_decay"} | {name for name in new if name.startswith("color_jitter_")} | {"image_size", "valid_data_dir"}
-    )
+    of_validation = {name for name in new if name.startswith("color_jitter_")}
+    of_validation |= {"ema_decay", "image_size", "valid_data_dir", "valid_pairs"}
     if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         saved["best_psnr"] = -math.inf
@@ -521,7 +549,10 @@ def dry_run(config: Config) -> int:
     for name, dataset in (("train_data_dir", photos), ("valid_data_dir", valid_photos)):
         small = sum(min(w / config.image_size[1], h / config.image_size[0]) < 1 for w, h in dataset.sizes)
         enlarged = f", {small} smaller than the view and enlarged" if small else ""
-        print(f"{name} {dataset.folder}: {len(dataset)} photos, {len(dataset.failures)} rejected{enlarged}")
+        real = sum(path is not None for path in dataset.inputs)
+        pairs = f", {real} of them real pairs" if real else ""
+        where = getattr(config, name) or "(none)"
+        print(f"{name} {where}: {len(dataset)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}")
     folder = Path(config.model_save_dir)
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
@@ -652,14 +683,17 @@ def accumulate(sums: dict[str, Tensor], share: float, parts: dict[str, Tensor]) 
 
 
 def make_pairs(batch: Batch, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
-    """Return a batch's synthesised mis-exposed inputs and its targets, `(B, 3, H, W)` in [0, 1] on the device.
+    """Return a batch's inputs, real or synthesised, and its targets, `(B, 3, H, W)` in [0, 1] on the device.
 
-    The inputs are rounded to 8 bits, as the files are that the network will meet: what is lost in the dark is lost.
+    Synthesised inputs are rounded to 8 bits, like the files that the network will meet: what is lost is lost.
     """
     targets = arithmetic.photos(batch.photos)
     factors, orders = (draws.to(arithmetic.device, non_blocking=True) for draws in (batch.factors, batch.orders))
-    inputs = color_jitter(targets, factors, orders)
-    return quantise(inputs), targets
+    inputs = quantise(color_jitter(targets, factors, orders))
+    if batch.inputs.numel():
+        is_pair = batch.is_pair.to(arithmetic.device, non_blocking=True)[:, None, None, None]
+        inputs = torch.where(is_pair, arithmetic.photos(batch.inputs), inputs)
+    return inputs.contiguous(memory_format=arithmetic.memory_format), targets
 
 
 def update(optimizer: torch.optim.Optimizer, processes: Processes, max_norm: float) -> Tensor:

@@ -3,15 +3,19 @@
 from .cache import PhotoCache
 from .color_jitter import color_jitter, draw_jitter
 from .dataset import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate
+from .paired import LayoutError, Pair, find_pairs
 
 __all__ = [
     "Batch",
     "EpochBatches",
     "Failure",
+    "LayoutError",
     "NoPhotosError",
+    "Pair",
     "PhotoCache",
     "PhotoDataset",
     "collate",
     "color_jitter",
     "draw_jitter",
+    "find_pairs",
 ]

@@ -24,6 +24,7 @@ from utils.photo import PhotoError, find_photos, open_photo, upright_size
 
 from .cache import PhotoCache
 from .color_jitter import draw_jitter
+from .paired import Pair
 
 VALIDATION_SEED = 20210625
 """Seed of the validation draws: the same in every run, whatever the run's own seed."""
@@ -48,6 +49,11 @@ class Batch:
 
     photos: Tensor
     """`(B, 3, H, W)` uint8 sRGB: the targets."""
+    inputs: Tensor
+    """`(B, 3, H, W)` uint8 sRGB: the mis-exposed photos of real pairs; where `is_pair` is false, the photos again.
+    Empty, `(B, 0)`, if there are no pairs."""
+    is_pair: Tensor
+    """`(B,)` bool: whether the input is a real one, and not to be synthesised."""
     factors: Tensor
     """`(B, 4)` factors of brightness, saturation and contrast, and the exponent gamma."""
     orders: Tensor
@@ -61,25 +67,28 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; called by DataLoader where a GPU is used."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("photos", "factors", "orders")}
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
         return dataclasses.replace(self, **pinned)
 
     def split(self, count: int) -> "list[Batch]":
         """Return the batch in `count` parts of nearly equal size, fewer if it has fewer photos."""
         bounds = np.linspace(0, len(self.names), min(count, len(self.names)) + 1).astype(int).tolist()
         parts = [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
-        columns = ("photos", "factors", "orders", "names", "indices")
+        columns = (*_TENSORS, "names", "indices")
         return [dataclasses.replace(self, **{name: getattr(self, name)[part] for name in columns}) for part in parts]
 
 
-Sample = tuple[Tensor, Tensor, Tensor, str, int]
+_TENSORS = ("photos", "inputs", "is_pair", "factors", "orders")
+
+
+Sample = tuple[Tensor, Tensor, bool, Tensor, Tensor, str, int]
 
 
 class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
-    """Views of the photos below a folder.
+    """Views of the photos below a folder, of real pairs, or of both.
 
     Args:
-        folder: searched with its sub-folders.
+        folder: searched with its sub-folders; "" for none.
         image_size: height and width of the views in pixels.
         jitter: amounts of brightness, saturation, contrast and gamma, as `draw_jitter` takes them.
         seed: of the random views; None gives fixed views (the largest centred one) with fixed jitter, for validation.
@@ -87,6 +96,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         crop_min_deviation, crop_min_mean: random views whose pixels, from 0 to 1, have a smaller standard deviation, or
             a mean below this or above 1 minus this, are drawn again; MSEC rejects such patches (section 3.4).
         cache: where decoded photos are kept; None: nowhere.
+        pairs: real pairs, whose two photos get the same crop and flip; what a view shows is judged by the target.
 
     A view has the shape of `image_size` and is never stretched. `dataset[epoch, index]` returns the sample, or None,
     and the photos that failed on the way: a training view falls back to the next photo, a validation view does not.
@@ -107,6 +117,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         crop_min_deviation: float = 0.0,
         crop_min_mean: float = 0.0,
         cache: PhotoCache | None = None,
+        pairs: Sequence[Pair] = (),
     ) -> None:
         self.folder = Path(folder)
         self.image_size = image_size
@@ -116,7 +127,12 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         self.crop_min_deviation = crop_min_deviation
         self.crop_min_mean = crop_min_mean
         self.cache = cache or PhotoCache("", limit=0)
-        self.paths, self.sizes, self.failures = _usable_photos(self.folder)
+        self.paths, self.sizes, self.failures = _usable_photos(self.folder) if str(folder) else ([], [], [])
+        self.names = [path.relative_to(self.folder).as_posix() for path in self.paths]
+        self.names += ["/".join(pair.input.parts[-4:]) for pair in pairs]  # wherever the set lies on each machine
+        self.sizes += [pair.size for pair in pairs]
+        self.inputs = [None] * len(self.paths) + [pair.input for pair in pairs]  # None: to be synthesised
+        self.paths = self.paths + [pair.target for pair in pairs]
 
     def with_image_size(self, image_size: tuple[int, int]) -> "PhotoDataset":
         """Return the same data set with views of another size."""
@@ -135,35 +151,41 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             try:
                 return self._view(epoch, position), failures
             except PhotoError as error:
-                failures.append(Failure(str(self.paths[position]), str(error)))
+                failures.append(Failure(str(self.inputs[position] or self.paths[position]), str(error)))
         return None, failures
 
     def _view(self, epoch: int, index: int) -> Sample:
-        path, largest = self.paths[index], max(self.image_size)
+        largest = max(self.image_size)
         if self.seed is None:
             rng = np.random.default_rng((VALIDATION_SEED, index))
-            image = self.cache.read(path, enough=largest)
-            view = self._crop(image, share=1.0, across=0.5, down=0.5)
+            views = [self._crop(image, share=1.0, across=0.5, down=0.5) for image in self._images(index, largest)]
         else:
             rng = np.random.default_rng((self.seed, epoch, index))
             # the same for all draws, so that the view does not depend on what the cache holds
-            image = self.cache.read(path, enough=math.ceil(largest / math.sqrt(self.crop_min_area)))
-            view = self._random_view(image, rng)
+            views = self._random_view(self._images(index, math.ceil(largest / math.sqrt(self.crop_min_area))), rng)
         factors, order = draw_jitter(rng, self.jitter)
-        photo = torch.from_numpy(view).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        return photo, factors, order, str(path.relative_to(self.folder)), index
+        photo, input_photo = (torch.from_numpy(views[k]).permute(2, 0, 1) for k in (0, -1))  # (H, W, 3) -> (3, H, W)
+        return photo, input_photo, len(views) == 2, factors, order, self.names[index], index
 
-    def _random_view(self, image: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """Return a random view that shows something."""
+    def _images(self, index: int, enough: int) -> list[Image.Image]:
+        """Return a photo, and the input of its pair if it has one, reduced alike."""
+        images = [self.cache.read(path, enough) for path in (self.paths[index], self.inputs[index]) if path is not None]
+        if len(images) == 2 and images[0].size != images[1].size:
+            images[1] = images[1].resize(images[0].size, Image.Resampling.BICUBIC)  # JPEG and PNG round differently
+        return images
+
+    def _random_view(self, images: list[Image.Image], rng: np.random.Generator) -> list[npt.NDArray[np.uint8]]:
+        """Return a random view, the same of all images, in which the first shows something."""
         for _ in range(CROP_ATTEMPTS):
             share = math.sqrt(rng.uniform(self.crop_min_area, 1))
             across, down, flip = rng.uniform(), rng.uniform(), rng.uniform() < 0.5
-            view = self._crop(image, share, across, down)
+            view = self._crop(images[0], share, across, down)
             step = max(1, min(self.image_size) // 64)
             sample = view[::step, ::step] / 255
             mean, deviation = sample.mean(), sample.std(axis=(0, 1)).mean()
             if deviation >= self.crop_min_deviation and self.crop_min_mean <= mean <= 1 - self.crop_min_mean:
-                return view[:, ::-1].copy() if flip else view
+                views = [view, *(self._crop(image, share, across, down) for image in images[1:])]
+                return [view[:, ::-1].copy() for view in views] if flip else views
         raise PhotoError(f"{CROP_ATTEMPTS} random views of it are nearly black, white or flat")
 
     def _crop(self, image: Image.Image, share: float, across: float, down: float) -> npt.NDArray[np.uint8]:
@@ -220,9 +242,18 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
     failures = [failure for _, failed in items for failure in failed]
     if not samples:
         empty = torch.empty(0)
-        return Batch(empty, empty, empty, [], [], failures)
-    photos, factors, orders, names, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(photos), torch.stack(factors), torch.stack(orders), list(names), list(indices), failures)
+        return Batch(empty, empty, empty, empty, empty, [], [], failures)
+    photos, inputs, is_pair, factors, orders, names, indices = zip(*samples, strict=True)
+    return Batch(
+        photos=torch.stack(photos),
+        inputs=torch.stack(inputs) if any(is_pair) else torch.empty(len(samples), 0, dtype=torch.uint8),
+        is_pair=torch.tensor(is_pair),
+        factors=torch.stack(factors),
+        orders=torch.stack(orders),
+        names=list(names),
+        indices=list(indices),
+        failures=failures,
+    )
 
 
 def _usable_photos(folder: Path) -> tuple[list[Path], list[tuple[int, int]], list[Failure]]:

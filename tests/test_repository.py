@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 ALLOWED = {"models": set(), "utils": set(), "data": {"utils"}}
-SCRIPTS = {"train", "merge", "predict"}
+SCRIPTS = {"train", "merge", "predict", "evaluate"}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

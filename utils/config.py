@@ -45,10 +45,19 @@ class Config:
     """Height and width in pixels to which photos are resized for the discriminator."""
 
     train_data_dir: str
-    """Folder of normally exposed photos to train on, sub-folders included."""
+    """Folder of normally exposed photos to train on, sub-folders included; "" for none, with `train_pairs`."""
 
     valid_data_dir: str
-    """Folder of normally exposed photos to validate on, sub-folders included."""
+    """Folder of normally exposed photos to validate on, sub-folders included; "" for none, with `valid_pairs`."""
+
+    train_pairs: tuple[str, ...] = ()
+    """Real pairs to train on, each "DATASET:FOLDER" of a data set that evaluate.py knows: "msec:data/MSEC"."""
+
+    valid_pairs: tuple[str, ...] = ()
+    """Likewise to validate on."""
+
+    skip_pair_problems: bool = False
+    """Train without the pairs that are incomplete, damaged or of unequal size, instead of refusing to start."""
 
     batch_size: int = _between(1, 65536)
     """Photos per step, of all processes together."""
@@ -191,8 +200,9 @@ class Config:
                     f"{last} = {getattr(self, last)} is above {first} = {getattr(self, first)}: "
                     "the learning rate falls during training"
                 )
-        for name in ("train_data_dir", "valid_data_dir", "model_save_dir", "photo_cache_dir"):
-            if not getattr(self, name):
+        folders = {"train_data_dir": self.train_pairs, "valid_data_dir": self.valid_pairs}
+        for name in (*folders, "model_save_dir", "photo_cache_dir"):
+            if not getattr(self, name) and not folders.get(name):
                 raise ConfigError(f'{name} = "" is empty: give the path of a folder')
         if not re.fullmatch(r"|[\w-]+(,[\w-]+)*", self.CUDA_VISIBLE_DEVICES):
             raise ConfigError(
@@ -361,6 +371,12 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
     if item.name == "stages":
         if not isinstance(value, tuple):
             raise ConfigError(f"stages = {shown}: a list of objects is expected, one for each stage")
+        return
+    if kind == tuple[str, ...]:
+        if not isinstance(value, tuple) or not all(isinstance(v, str) and re.fullmatch(r"\w+:.+", v) for v in value):
+            raise ConfigError(
+                f'{item.name} = {shown}: a list of "DATASET:FOLDER" is expected, such as ["msec:data/MSEC"]'
+            )
         return
     if kind is str:
         if not isinstance(value, str) or "\0" in value:
