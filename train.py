@@ -34,16 +34,19 @@ from tqdm import tqdm
 
 from data import (
     Batch,
+    CameraRange,
     EpochBatches,
     LayoutError,
     NoPhotosError,
     Pair,
     PhotoCache,
     PhotoDataset,
+    camera,
     collate,
     color_jitter,
     find_pairs,
 )
+from data.dataset import DEVELOPED, UNTOUCHED
 from models import Network, NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv, to_daconv
 from models.losses import adversarial_loss, discriminator_loss
@@ -309,6 +312,18 @@ def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
         crop_min_mean=config.crop_min_mean,
         cache=PhotoCache(config.photo_cache_dir, limit=int(config.photo_cache_gigabytes * 1e9)),
         pairs=open_pairs(config, training=training),
+        camera_range=CameraRange(
+            ev=(config.camera_ev_min, config.camera_ev_max),
+            local_ev=config.camera_local_ev,
+            noise=config.camera_noise,
+            white_balance=config.camera_white_balance,
+            gamma=config.camera_gamma,
+            contrast=config.camera_contrast,
+            saturation=config.camera_saturation,
+            quality=config.camera_jpeg,
+        ),
+        camera_share={"color_jitter": 0.0, "camera": 1.0, "mixture": 0.5}[config.degradation],
+        identity_share=config.identity_share,
     )
 
 
@@ -494,7 +509,7 @@ def read_checkpoint(
     if saved["step"] and (is_over or saved["step"] > plan[saved["epoch"] - 1].steps or has_new_order):
         print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
         saved["step"], saved["totals"] = 0, {}
-    of_validation = {name for name in new if name.startswith("color_jitter_")}
+    of_validation = {name for name in new if name.startswith(("color_jitter_", "camera_", "degradation"))}
     of_validation |= {"ema_decay", "image_size", "valid_data_dir", "valid_pairs"}
     if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
@@ -690,6 +705,12 @@ def make_pairs(batch: Batch, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
     targets = arithmetic.photos(batch.photos)
     factors, orders = (draws.to(arithmetic.device, non_blocking=True) for draws in (batch.factors, batch.orders))
     inputs = quantise(color_jitter(targets, factors, orders))
+    untouched = (batch.kinds == UNTOUCHED).to(arithmetic.device, non_blocking=True)
+    inputs = torch.where(untouched[:, None, None, None], targets, inputs)
+    developed = (batch.kinds == DEVELOPED).nonzero().flatten()
+    if len(developed):
+        index = developed.to(arithmetic.device, non_blocking=True)
+        inputs = inputs.index_copy(0, index, quantise(camera(targets[index], batch.camera[developed])))
     if batch.inputs.numel():
         is_pair = batch.is_pair.to(arithmetic.device, non_blocking=True)[:, None, None, None]
         inputs = torch.where(is_pair, arithmetic.photos(batch.inputs), inputs)

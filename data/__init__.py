@@ -1,12 +1,14 @@
 """Data sets and the synthesis of mis-exposure. This package imports `utils`, not `models`."""
 
 from .cache import PhotoCache
+from .camera import CameraRange, camera, draw_camera
 from .color_jitter import color_jitter, draw_jitter
 from .dataset import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate
 from .paired import LayoutError, Pair, find_pairs
 
 __all__ = [
     "Batch",
+    "CameraRange",
     "EpochBatches",
     "Failure",
     "LayoutError",
@@ -14,8 +16,10 @@ __all__ = [
     "Pair",
     "PhotoCache",
     "PhotoDataset",
+    "camera",
     "collate",
     "color_jitter",
+    "draw_camera",
     "draw_jitter",
     "find_pairs",
 ]

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, Sampler
 from utils.photo import PhotoError, find_photos, open_photo, upright_size
 
 from .cache import PhotoCache
+from .camera import CameraRange, draw_camera
 from .color_jitter import draw_jitter
 from .paired import Pair
 
@@ -30,6 +31,9 @@ VALIDATION_SEED = 20210625
 """Seed of the validation draws: the same in every run, whatever the run's own seed."""
 CROP_ATTEMPTS = 8
 """Views of a photo that are drawn before it is passed over as black, white or flat."""
+
+
+JITTERED, DEVELOPED, UNTOUCHED = range(3)
 
 
 class NoPhotosError(Exception):
@@ -58,6 +62,10 @@ class Batch:
     """`(B, 4)` factors of brightness, saturation and contrast, and the exponent gamma."""
     orders: Tensor
     """`(B, 4)` order of the four operations."""
+    kinds: Tensor
+    """`(B,)` int64: how each photo is mis-exposed, `JITTERED`, `DEVELOPED` (by a camera) or `UNTOUCHED`."""
+    camera: Tensor
+    """`(B, COUNT)` draws of a camera's exposure and development, as `data.camera` takes them."""
     names: list[str]
     """Paths of the photos, relative to their folder."""
     indices: list[int]
@@ -78,10 +86,10 @@ class Batch:
         return [dataclasses.replace(self, **{name: getattr(self, name)[part] for name in columns}) for part in parts]
 
 
-_TENSORS = ("photos", "inputs", "is_pair", "factors", "orders")
+_TENSORS = ("photos", "inputs", "is_pair", "factors", "orders", "kinds", "camera")
 
 
-Sample = tuple[Tensor, Tensor, bool, Tensor, Tensor, str, int]
+Sample = tuple[Tensor, Tensor, bool, Tensor, Tensor, int, Tensor, str, int]
 
 
 class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
@@ -96,6 +104,9 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         crop_min_deviation, crop_min_mean: random views whose pixels, from 0 to 1, have a smaller standard deviation, or
             a mean below this or above 1 minus this, are drawn again; MSEC rejects such patches (section 3.4).
         cache: where decoded photos are kept; None: nowhere.
+        camera_range: from what a camera's exposure and development are drawn.
+        camera_share, identity_share: of the training views, the shares that a camera develops and that stay as they
+            are; the rest is jittered. Validation has none that stays.
         pairs: real pairs, whose two photos get the same crop and flip; what a view shows is judged by the target.
 
     A view has the shape of `image_size` and is never stretched. `dataset[epoch, index]` returns the sample, or None,
@@ -118,6 +129,9 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         crop_min_mean: float = 0.0,
         cache: PhotoCache | None = None,
         pairs: Sequence[Pair] = (),
+        camera_range: CameraRange | None = None,
+        camera_share: float = 0.0,
+        identity_share: float = 0.0,
     ) -> None:
         self.folder = Path(folder)
         self.image_size = image_size
@@ -127,6 +141,9 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         self.crop_min_deviation = crop_min_deviation
         self.crop_min_mean = crop_min_mean
         self.cache = cache or PhotoCache("", limit=0)
+        self.camera_range = camera_range or CameraRange()
+        self.camera_share = camera_share
+        self.identity_share = identity_share if seed is not None else 0.0
         self.paths, self.sizes, self.failures = _usable_photos(self.folder) if str(folder) else ([], [], [])
         self.names = [path.relative_to(self.folder).as_posix() for path in self.paths]
         self.names += ["/".join(pair.input.parts[-4:]) for pair in pairs]  # wherever the set lies on each machine
@@ -165,7 +182,14 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             views = self._random_view(self._images(index, math.ceil(largest / math.sqrt(self.crop_min_area))), rng)
         factors, order = draw_jitter(rng, self.jitter)
         photo, input_photo = (torch.from_numpy(views[k]).permute(2, 0, 1) for k in (0, -1))  # (H, W, 3) -> (3, H, W)
-        return photo, input_photo, len(views) == 2, factors, order, self.names[index], index
+        kind = JITTERED
+        if rng.uniform() < self.identity_share:
+            kind = UNTOUCHED
+        elif rng.uniform() < self.camera_share:
+            kind = DEVELOPED
+        development = draw_camera(rng, self.camera_range)
+        is_pair = len(views) == 2
+        return photo, input_photo, is_pair, factors, order, kind, development, self.names[index], index
 
     def _images(self, index: int, enough: int) -> list[Image.Image]:
         """Return a photo, and the input of its pair if it has one, reduced alike."""
@@ -242,14 +266,16 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
     failures = [failure for _, failed in items for failure in failed]
     if not samples:
         empty = torch.empty(0)
-        return Batch(empty, empty, empty, empty, empty, [], [], failures)
-    photos, inputs, is_pair, factors, orders, names, indices = zip(*samples, strict=True)
+        return Batch(**dict.fromkeys(_TENSORS, empty), names=[], indices=[], failures=failures)
+    photos, inputs, is_pair, factors, orders, kinds, camera, names, indices = zip(*samples, strict=True)
     return Batch(
         photos=torch.stack(photos),
         inputs=torch.stack(inputs) if any(is_pair) else torch.empty(len(samples), 0, dtype=torch.uint8),
         is_pair=torch.tensor(is_pair),
         factors=torch.stack(factors),
         orders=torch.stack(orders),
+        kinds=torch.tensor(kinds),
+        camera=torch.stack(camera),
         names=list(names),
         indices=list(indices),
         failures=failures,

@@ -136,6 +136,39 @@ class Config:
     color_jitter_gamma: float = _between(0, 9, default=0.0)
     """g: every pixel is raised to a power drawn log-uniformly from [1 / (1 + g), 1 + g]; whites stay white."""
 
+    degradation: Literal["color_jitter", "camera", "mixture"] = "color_jitter"
+    """How inputs are mis-exposed: by the jitter above, by a camera's exposure and development, or half and half."""
+
+    camera_ev_min: float = _between(-10, 0, default=-5.0)
+    """Camera: darkest exposure shift in EV, in linear light."""
+
+    camera_ev_max: float = _between(0, 10, default=2.6)
+    """Camera: brightest exposure shift in EV."""
+
+    camera_local_ev: float = _between(0, 5, default=1.2)
+    """Camera: largest deviation in EV of a smooth local exposure map, which every third photo gets."""
+
+    camera_noise: float = _between(0, 1, default=0.001)
+    """Camera: largest variance of the noise at full scale of linear light; half of the photos have none."""
+
+    camera_white_balance: float = _between(0, 1, default=0.05)
+    """Camera: standard deviation of the logarithms of the gains of red and blue."""
+
+    camera_gamma: float = _between(0, 2, default=0.4)
+    """Camera: largest logarithm of the tone curve's power, either way."""
+
+    camera_contrast: float = _between(0, 1, default=0.5)
+    """Camera: largest share of an S-curve that is mixed in, either way."""
+
+    camera_saturation: float = _between(0, 1, default=0.3)
+    """Camera: largest change of saturation, either way."""
+
+    camera_jpeg: int = _between(1, 98, default=30)
+    """Camera: lowest JPEG quality; half of the photos are not compressed."""
+
+    identity_share: float = _between(0, 0.9, default=0.0)
+    """Share of the training views that are not mis-exposed, so that good photos stay as they are."""
+
     ema_decay: float = _between(0, 0.99999, default=0.0)
     """Decay per step of the moving average of the weights, which is what is validated and exported; 0: none."""
 

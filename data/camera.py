@@ -1,0 +1,153 @@
+"""Synthesis of mis-exposure as a camera makes it, of a whole batch, with per-photo draws.
+
+The photo is taken back to linear light, given another exposure, and developed again: noise, shoulder, tone curve, white
+balance, saturation, JPEG. All is drawn per photo beforehand (`draw_camera`) and applied on the device (`camera`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GRID = 3
+"""Knots of a local exposure map along each side."""
+_NAMES = ("shoulder", "noise", "red", "blue", "gamma", "contrast", "saturation", "quality", "seed")
+COUNT = GRID * GRID + len(_NAMES)
+"""Numbers of a draw: the exposure at every knot, in EV, then the others."""
+_LUMA = (0.2989, 0.587, 0.114)
+_QUANTISATION = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)  # ITU-T T.81, table K.1
+
+
+@dataclass(frozen=True)
+class CameraRange:
+    """From what a draw is made."""
+
+    ev: tuple[float, float] = (-5.0, 2.6)
+    """Smallest and largest exposure shift in EV; darker shifts and brighter ones are drawn in proportion 2 to 1."""
+    local_ev: float = 1.2
+    """Largest standard deviation in EV of the knots of a local map, which every third photo gets."""
+    noise: float = 1e-3
+    """Largest variance of the noise at full scale of linear light."""
+    white_balance: float = 0.05
+    """Standard deviation of the logarithms of the gains of red and blue."""
+    gamma: float = 0.4
+    """Largest logarithm of the power that the developed photo is raised to, either way."""
+    contrast: float = 0.5
+    """Largest share of an S-curve that is mixed in, either way."""
+    saturation: float = 0.3
+    """Largest change of saturation, either way."""
+    quality: int = 30
+    """Lowest quality of JPEG, which every other photo has been through."""
+
+
+def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
+    """Draw one photo's exposure and development: float64 `(COUNT,)`."""
+    low, high = ranges.ev
+    is_dark = rng.uniform() < (2 / 3 if high > 0 > low else float(high <= 0))
+    ev = rng.uniform(low, min(high, 0)) if is_dark else rng.uniform(max(low, 0), high)
+    amount = rng.uniform(0, ranges.local_ev) * (rng.uniform() < 1 / 3)
+    knots = ev + amount * rng.standard_normal(GRID * GRID)
+    rest = {
+        "shoulder": rng.uniform() ** 0.7,
+        "noise": ranges.noise * 10 ** -rng.uniform(0, 2) * (rng.uniform() < 0.5),
+        "red": math.exp(ranges.white_balance * rng.standard_normal()),
+        "blue": math.exp(ranges.white_balance * rng.standard_normal()),
+        "gamma": math.exp(rng.uniform(-ranges.gamma, ranges.gamma)),
+        "contrast": rng.uniform(-ranges.contrast, ranges.contrast),
+        "saturation": 1 + rng.uniform(-ranges.saturation, ranges.saturation),
+        "quality": rng.uniform(ranges.quality, 98) if rng.uniform() < 0.5 else 0.0,
+        "seed": float(rng.integers(2**31)),
+    }
+    return torch.tensor([*knots, *(rest[name] for name in _NAMES)], dtype=torch.float64)
+
+
+def camera(photos: Tensor, draws: Tensor) -> Tensor:
+    """Mis-expose a batch, each photo by its own draw.
+
+    Args:
+        photos: `(B, 3, H, W)` sRGB in [0, 1], normally exposed.
+        draws: `(B, COUNT)`, rows of `draw_camera`; on the CPU, or a GPU has to wait for the seeds in it.
+
+    Returns:
+        `(B, 3, H, W)` sRGB in [0, 1].
+
+    With y the linear light of the photo and g the gain, the exposed light is g y / (1 + k (g - 1) y). k = 0 scales
+    light and clips it hard; k = 1 takes y to be what a shoulder of the form r / (1 + r) made of the scene's r: whites
+    stay white whatever the exposure, as lamps and windows do. k is drawn between the two.
+    """
+    seeds = draws[:, -1].tolist()
+    draws = draws.to(photos.device, non_blocking=True)
+    size = photos.shape[0], 1, GRID, GRID
+    knots = draws[:, : GRID * GRID].to(photos.dtype).view(size)
+    columns = draws[:, GRID * GRID :, None, None, None].to(photos.dtype).unbind(dim=1)
+    value = dict(zip(_NAMES, columns, strict=True))  # each (B, 1, 1, 1)
+    ev = F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True)
+    white_balance = torch.cat((value["red"], torch.ones_like(value["red"]), value["blue"]), dim=1)
+    gain = torch.exp2(ev) * white_balance  # (B, 3, H, W)
+    light = to_linear(photos)
+    light = gain * light / (1 + value["shoulder"] * (gain - 1) * light)
+    # Photon noise has the variance of the signal, and the electronics add theirs: what is dark is noisy.
+    light = light + _noise(photos, seeds) * (value["noise"] * (light + 0.02)).sqrt()
+    x = from_linear(light.clamp(0, 1)) ** value["gamma"]
+    x = x + value["contrast"] * (3 * x**2 - 2 * x**3 - x)
+    luma = torch.einsum("c,bchw->bhw", x.new_tensor(_LUMA), x)[:, None]
+    x = (luma + value["saturation"] * (x - luma)).clamp(0, 1)
+    return torch.where(value["quality"] > 0, jpeg(x, value["quality"].clamp_min(1)), x)
+
+
+def to_linear(photos: Tensor) -> Tensor:
+    """Return sRGB in [0, 1] as linear light (IEC 61966-2-1)."""
+    return torch.where(photos <= 0.04045, photos / 12.92, ((photos.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+
+
+def from_linear(light: Tensor) -> Tensor:
+    """Return linear light in [0, 1] as sRGB."""
+    return torch.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
+
+
+def jpeg(photos: Tensor, quality: Tensor) -> Tensor:
+    """Return photos with the losses of JPEG's quantisation (ITU-T T.81), without subsampling of the chroma.
+
+    Args:
+        photos: `(B, 3, H, W)` sRGB in [0, 1].
+        quality: `(B, 1, 1, 1)` in [1, 100], as libjpeg scales the tables. The luma's table serves all channels.
+    """
+    batch, _, height, width = photos.shape
+    padded = F.pad(photos, (0, -width % 8, 0, -height % 8), mode="replicate") * 255
+    to_ycc = photos.new_tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    ycc = torch.einsum("ij,bjhw->bihw", to_ycc, padded)
+    ycc[:, 0] -= 128
+    rows, columns = padded.shape[-2] // 8, padded.shape[-1] // 8
+    blocks = ycc.reshape(batch, 3, rows, 8, columns, 8).transpose(3, 4)  # (B, 3, rows, columns, 8, 8)
+    position = torch.arange(8, device=photos.device, dtype=photos.dtype)
+    dct = 0.5 * torch.cos(math.pi / 8 * position[:, None] * (position[None] + 0.5))
+    dct[0] *= math.sqrt(0.5)
+    scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[..., None, None]
+    table = ((photos.new_tensor(_QUANTISATION) * scale + 50) / 100).floor().clamp(1, 255)
+    coefficients = (dct @ blocks @ dct.T / table).round() * table
+    ycc = (dct.T @ coefficients @ dct).transpose(3, 4).reshape(padded.shape)
+    ycc[:, 0] += 128
+    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(to_ycc), ycc)
+    return (rgb / 255)[..., :height, :width].clamp(0, 1)
+
+
+def _noise(photos: Tensor, seeds: list[float]) -> Tensor:
+    """Return standard normal noise of each photo's own seed, so that neither batches nor processes change it."""
+    generator = torch.Generator(photos.device)
+    rows = []
+    for seed in seeds:
+        generator.manual_seed(int(seed))
+        rows.append(torch.randn(photos.shape[1:], generator=generator, device=photos.device, dtype=photos.dtype))
+    return torch.stack(rows)
