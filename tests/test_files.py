@@ -116,6 +116,11 @@ def test_released_weights_are_what_their_digest_and_card_say():
     generator.load_state_dict(loaded.state)
     assert sum(parameter.numel() for parameter in generator.parameters()) == 7_015_449
     assert json.loads((REPOSITORY / "conf.json").read_text())["working_size"] == loaded.working_size
+    card = (REPOSITORY / "weights" / "README.md").read_text(encoding="utf-8")
+    for path in (REPOSITORY / "weights").glob("*.safetensors"):
+        loaded = load_weights(path)
+        build_generator(loaded.architecture).load_state_dict(loaded.state)
+        assert f"`{path.name}`" in card and loaded.training["config"]["train_data_dir"] == "data/train"
 
 
 def test_threads_do_not_loosen_the_umask(tmp_path):
