@@ -34,9 +34,10 @@ from tqdm import tqdm
 
 from data.paired import DATASETS, SPLITS, LayoutError, Pair, Problem, find_pairs
 from utils.baselines import BASELINES
+from utils.colour import luma
 from utils.device import Arithmetic
 from utils.files import atomic_path, sha256, write_text
-from utils.metrics import ciede2000, luma, psnr, ssim, studio_luma, with_mean_of
+from utils.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
 from utils.photo import SUFFIXES, PhotoError, read_photo
 from utils.predictor import Predictor
 from utils.run_folder import environment
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lpips", action="store_true", help="also LPIPS (AlexNet); needs the package and its weights")
     parser.add_argument("-o", "--output", type=Path, help="folder for results.csv, results.json and pictures")
     parser.add_argument("--save-images", action="store_true", help="keep every corrected photo in the output folder")
-    parser.add_argument("--workers", type=positive, help="threads (default: as many as cores)")
+    parser.add_argument("--workers", type=positive, help="threads (default: as many as cores and memory allow)")
     arguments = parser.parse_args(argv)
     arguments.command = ["evaluate.py", *(sys.argv[1:] if argv is None else argv)]
     try:
@@ -221,6 +222,7 @@ def list_contestants(arguments: argparse.Namespace, pairs: list[Pair]) -> list[C
     """Return the methods that the command line names: the given weights or pictures, then the baselines.
 
     Raises:
+        UsageError: options exclude each other, or two methods have one name.
         EvaluationError: pictures are missing.
         WeightsError: weights cannot be used.
     """
@@ -316,7 +318,7 @@ def lpips_metric() -> dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
     """Return LPIPS, if its package and the weights of its network are installed; nothing is downloaded.
 
     Raises:
-        EvaluationError: they are not.
+        UsageError: they are not.
     """
     try:
         import lpips
@@ -364,17 +366,7 @@ def score_all(
     Raises:
         EvaluationError: a photo cannot be read (and is not to be skipped), or sizes of output and target differ.
     """
-    files = sorted({path for pair in pairs for path in (pair.input, pair.target)})
-    state = "".join(f"{path}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in files)
-    settings = {
-        "dataset": arguments.dataset,
-        "files": hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest(),
-        "longest": arguments.longest,
-        "size": arguments.size,
-        "metrics": list(metrics),
-        "methods": {contestant.name: contestant.digest for contestant in contestants},
-        "save_images": arguments.save_images,
-    }
+    settings = settings_of(arguments, pairs, contestants, metrics)
     partial = None if arguments.output is None else arguments.output / "results.partial.jsonl"
     done = {} if partial is None else read_partial(partial, settings)
     by_input: dict[Path, list[Pair]] = {}  # all targets of an input are scored at once: it is corrected once
@@ -386,9 +378,7 @@ def score_all(
         for one in contestants
         if any(key_of(arguments, pair, one.name) not in done for pair in group)
     ]
-    threads = torch.get_num_threads()
-    largest = max(math.prod(pair.size) for pair in pairs)
-    workers = arguments.workers or max(1, min(os.cpu_count() or 1, int(free_memory() / (largest * BYTES_PER_PIXEL))))
+    threads, workers = torch.get_num_threads(), arguments.workers or worker_count(pairs)
     torch.set_num_threads(1)  # a thread for each photo instead
     unreadable: set[Path] = set()
     try:
@@ -417,6 +407,29 @@ def score_all(
     if not whole:
         raise EvaluationError(f"{arguments.root}: none of its pairs can be read")
     return [done[key_of(arguments, pair, one.name)] for one in contestants for pair in whole], len(unreadable)
+
+
+def settings_of(
+    arguments: argparse.Namespace, pairs: list[Pair], contestants: list[Contestant], metrics: Iterable[str]
+) -> dict[str, Any]:
+    """Return all that the rows depend on: those of an interrupted run are taken over if it is the same."""
+    files = sorted({path for pair in pairs for path in (pair.input, pair.target)})
+    state = "".join(f"{path}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in files)
+    return {
+        "dataset": arguments.dataset,
+        "files": hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest(),
+        "longest": arguments.longest,
+        "size": arguments.size,
+        "metrics": list(metrics),
+        "methods": {contestant.name: contestant.digest for contestant in contestants},
+        "save_images": arguments.save_images,
+    }
+
+
+def worker_count(pairs: list[Pair]) -> int:
+    """Return how many photos may be in work at once: one for each core, if the memory suffices."""
+    largest = max(math.prod(pair.size) for pair in pairs)
+    return max(1, min(os.cpu_count() or 1, int(free_memory() / (largest * BYTES_PER_PIXEL))))
 
 
 def free_memory() -> float:

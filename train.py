@@ -117,7 +117,7 @@ def visible_gpus() -> int:
 
 def run(config: Config, is_dry: bool) -> int:
     """Train, or only check, as one of the processes that the environment tells of; return the exit code."""
-    processes = Processes()
+    processes = Processes.of_environment()
     try:
         if is_dry:
             return dry_run(config) if processes.is_first else 0
@@ -169,19 +169,16 @@ def train(config: Config, stop: StopRequest, processes: Processes) -> int:
     plan = plan_epochs(config, len(photos))
     folder: RunFolder | None = None
     try:
-        if processes.is_first:  # one process writes, and the others may be on machines that do not see the folder
 
-            def open_run() -> dict[str, Any] | None:
-                nonlocal folder
+        def open_run() -> dict[str, Any] | None:
+            nonlocal folder
+            if processes.is_first:  # one process writes, and the others may be on machines that do not see the folder
                 folder = RunFolder(Path(config.model_save_dir))
                 with suppress(FileNotFoundError):
                     return read_checkpoint(config, digests, folder.path, plan)
-                return None
+            return None
 
-            found = processes.together(open_run)
-        else:
-            found = processes.together(lambda: None)
-        found = processes.share(found)
+        found = processes.share(processes.together(open_run))
         is_source = found is None and processes.is_first
         state = processes.together(lambda: new_state(config, arithmetic, digests, is_warm=is_source))
         if found is not None:
@@ -266,7 +263,6 @@ def run_epochs(
                 progress.close()
                 return say_stopped(state, folder, stopped)
         progress.close()
-        failures.collect(processes)
         valid, samples = validate(state.released, valid_loader, arithmetic, failures, processes)
         finish_epoch(state, folder, valid, samples, progress.speed)
     if folder is not None:
@@ -291,6 +287,7 @@ def open_photos(
 
     Raises:
         NoPhotosError: one of them has no photos, or both have some in common.
+        LayoutError: as `open_pairs`.
     """
     photos = open_folder(config, config.train_data_dir, training=True)
     valid_photos = open_folder(config, config.valid_data_dir, training=False)
@@ -487,6 +484,8 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Return the newest whole checkpoint of a folder, with what has to begin anew reset; say what has changed.
 
+    Lost weights are written again from best.pt, unless `is_dry`.
+
     Raises:
         CheckpointError: all are damaged, or it holds another architecture.
         FileNotFoundError: there is none.
@@ -515,9 +514,7 @@ def read_checkpoint(
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         saved["best_psnr"] = -math.inf
     best = folder / "best.pt"
-    if (
-        not is_dry and best.exists() and not is_whole(folder / "best.safetensors")
-    ):  # a kill came between the one and the other
+    if not is_dry and best.exists() and not is_whole(folder / "best.safetensors"):  # a kill came between the two
         export(folder / "best.safetensors", load_checkpoint(best, TrainingState.ENTRIES))
     print(f"resuming in epoch {saved['epoch']} after step {saved['step']} from {path}", file=sys.stderr)
     return saved
@@ -557,7 +554,7 @@ def dry_run(config: Config) -> int:
     arithmetic, failures = Arithmetic(config.precision), FailureLog()
     if config.deterministic:
         make_deterministic()
-    processes = max(visible_gpus(), int(os.environ.get("WORLD_SIZE", 1)), 1)
+    processes = max(visible_gpus(), Processes.of_environment().count)
     photos, valid_photos = open_photos(config, failures)
     require_enough_photos(config, len(photos), processes)
     plan = plan_epochs(config, len(photos))

@@ -7,10 +7,16 @@ example:
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from utils.colour import from_linear, to_linear
 
 EXAMPLES = {
     "kodak_04": ("portrait", -2.5),
@@ -27,11 +33,8 @@ EXAMPLES = {
 
 def expose(image: Image.Image, stops: float) -> Image.Image:
     """Return the sRGB photo as if exposed by `stops` EV more."""
-    encoded = np.asarray(image, dtype=np.float64) / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    linear = (linear * 2**stops).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return Image.fromarray((encoded * 255).round().astype(np.uint8))
+    light = to_linear(torch.from_numpy(np.array(image)).double() / 255)
+    return Image.fromarray((from_linear((light * 2**stops).clamp(0, 1)) * 255).round().to(torch.uint8).numpy())
 
 
 def main() -> None:

@@ -9,32 +9,19 @@ example:
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from evaluate import Method, Pixels, read
 from models import build_generator
 from utils.metrics import psnr, ssim
-from utils.photo import read_photo
 from utils.predictor import Predictor
 from utils.weights import load_weights
-
-Pixels = npt.NDArray[np.uint8]
-Method = Callable[[Pixels], Pixels]
-
-
-def read(path: Path, longest: int | None = 512) -> Pixels:
-    """Return a photo, `(H, W, 3)`, reduced to a longest side of so many pixels, or in its own size."""
-    image = read_photo(path)
-    if longest is not None:
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
-    return np.array(image)
 
 
 def pairs_of(folder: Path, longest: int | None = 512) -> Iterator[tuple[Pixels, Pixels]]:

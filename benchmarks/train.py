@@ -8,24 +8,30 @@ examples:
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.earlier_design import EarlierTraining
+from data import Batch
 from train import build_loader, new_state, open_folder, parameter_count, train_step
 from utils.config import Config, load_config
 from utils.device import Arithmetic, peak_memory
+from utils.training_state import TrainingState
+
+CEILING, EARLIER = "data on the device (the ceiling)", "earlier design, loader included"
 
 
 def main() -> None:
@@ -45,93 +51,94 @@ def main() -> None:
 def measure(config: Config, arguments: argparse.Namespace) -> None:
     """Print all figures of one configuration."""
     arithmetic = Arithmetic(config.precision)
-    state = new_state(config, arithmetic, photos=[])
+    state = new_state(config, arithmetic)
     height, width = config.image_size
-    print(
-        f"{arithmetic}; {parameter_count(state.generator)} parameters; {width}x{height} px, batch {config.batch_size}"
-    )
+    shape = f"{width}x{height} px, batch {config.batch_size}"
+    print(f"{arithmetic}; {parameter_count(state.generator)} parameters; {shape}")
     photos = open_folder(config, arguments.photos, training=True)
     loader, batches = build_loader(config, photos, config.batch_size, arithmetic)
-    uncached, _ = build_loader(
-        config,
-        open_folder(dataclasses.replace(config, photo_cache_gigabytes=0.0), arguments.photos, training=True),
-        config.batch_size,
-        arithmetic,
-    )
+    undecoded = open_folder(dataclasses.replace(config, photo_cache_gigabytes=0.0), arguments.photos, training=True)
+    uncached, _ = build_loader(config, undecoded, config.batch_size, arithmetic)
     steps = min(arguments.steps, len(batches))
     batch = next(iter(loader))
-    pinned = dataclasses.replace(batch, photos=batch.photos.to(arithmetic.device))
+    batch = dataclasses.replace(batch, photos=batch.photos.to(arithmetic.device))
 
-    def at_the_ceiling() -> int:
-        for _ in range(steps):
-            parts = train_step(state, pinned, arithmetic, adversarial=False)
-        float(parts["loss"])  # wait for the device
-        return steps * len(pinned.names)
+    def step(one: Batch) -> Tensor:
+        return train_step(state, one, arithmetic, adversarial=False)["loss"]
 
-    def through(source: Any, *, training: bool) -> Callable[[], int]:
-        def epoch() -> int:
-            count, parts = 0, {"loss": torch.zeros(())}
-            for number, loaded in enumerate(source):
-                if number == steps:
-                    break
-                if training:
-                    parts = train_step(state, loaded, arithmetic, adversarial=False)
-                count += len(loaded.names)
-            float(parts["loss"])
-            return count
-
-        return epoch
-
-    runs = {
-        "data on the device (the ceiling)": at_the_ceiling,
-        "real loader": through(loader, training=True),
-        "real loader, without the cache": through(uncached, training=True),
-        "loader alone": through(loader, training=False),
-        "loader alone, without the cache": through(uncached, training=False),
+    runs: dict[str, Callable[[], int]] = {
+        CEILING: functools.partial(run, itertools.repeat(batch), steps, step),
+        "real loader": functools.partial(run, loader, steps, step),
+        "real loader, without the cache": functools.partial(run, uncached, steps, step),
+        "loader alone": functools.partial(run, loader, steps, None),
+        "loader alone, without the cache": functools.partial(run, uncached, steps, None),
     }
     if arguments.earlier:
-        paths = [p for p in photos.paths]
-        earlier = EarlierTraining(paths, size=height, batch_size=config.batch_size, workers=config.num_workers)
+        earlier = EarlierTraining(photos.paths, size=height, batch_size=config.batch_size, workers=config.num_workers)
         print(f"earlier design: {parameter_count(earlier.network)} parameters, float32")
-        runs["earlier design, loader included"] = lambda: earlier.run(steps)
-    at_the_ceiling()
-    for _ in range(-(-len(batches) // steps)):  # fill the cache
-        for _ in loader:
-            pass
+        runs[EARLIER] = functools.partial(earlier.run, steps)
+    for _ in loader:  # fill the cache
+        pass
+    runs[CEILING]()
+    speeds = alternate(runs, arguments.rounds)
+    print_speeds(speeds, config.batch_size)
+    print_arithmetic(state, batch, arithmetic, config, statistics.median(speeds[CEILING]))
+    on_gpu = arithmetic.device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
+    print(f"\npeak memory {'of the GPU' if on_gpu else 'of the process'}: {memory / 2**20:,.0f} MiB")
+
+
+def run(batches: Iterable[Batch], steps: int, step: Callable[[Batch], Tensor] | None) -> int:
+    """Go through `steps` batches, training on each if there is a `step`; return the number of photos."""
+    count, loss = 0, torch.zeros(())
+    for batch in itertools.islice(batches, steps):
+        if step is not None:
+            loss = step(batch)
+        count += len(batch.names)
+    float(loss)  # wait for the device
+    return count
+
+
+def alternate(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Return the photos per second of every run in every round."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
+    for _ in range(rounds):
+        for name, one in runs.items():
             started = time.perf_counter()
-            count = run()
+            count = one()
             speeds[name].append(count / (time.perf_counter() - started))
-    ceiling = speeds["data on the device (the ceiling)"]
+    return speeds
+
+
+def print_speeds(speeds: dict[str, list[float]], batch_size: int) -> None:
+    """Print medians, and medians of the ratios of one round."""
     print("\n| | images/s | steps/s | of the ceiling |\n|---|---|---|---|")
     for name, values in speeds.items():
         speed = statistics.median(values)
-        share = statistics.median(value / other for value, other in zip(values, ceiling, strict=True))
-        print(f"| {name} | {speed:.1f} | {speed / config.batch_size:.2f} | {share:.0%} |")
-    if arguments.earlier:
-        pairs = zip(speeds["real loader"], speeds["earlier design, loader included"], strict=True)
+        share = statistics.median(value / other for value, other in zip(values, speeds[CEILING], strict=True))
+        print(f"| {name} | {speed:.1f} | {speed / batch_size:.2f} | {share:.0%} |")
+    if EARLIER in speeds:
+        pairs = zip(speeds["real loader"], speeds[EARLIER], strict=True)
         print(f"\nreal loader : earlier design = {statistics.median(a / b for a, b in pairs):.2f}")
 
+
+def print_arithmetic(state: TrainingState, batch: Batch, arithmetic: Arithmetic, config: Config, speed: float) -> None:
+    """Print the FLOP/s of the step at `speed` photos per second beside the device's, and the U-Nets' shares of it."""
     counter = FlopCounterMode(display=False)
     with counter:
-        train_step(state, pinned, arithmetic, adversarial=False)
-    achieved = counter.get_total_flops() / len(pinned.names) * statistics.median(ceiling)
+        train_step(state, batch, arithmetic, adversarial=False)
+    work = counter.get_total_flops() / len(batch.names)
     product, convolution = matrix_rate(arithmetic), convolution_rate(arithmetic, config)
-    print(f"\n{counter.get_total_flops() / len(pinned.names) / 1e9:.1f} GFLOP for each image (forward and backward)")
+    print(f"\n{work / 1e9:.1f} GFLOP for each image (forward and backward)")
     print("| | TFLOP/s | the step's share of it |\n|---|---|---|")
-    print(f"| the step | {achieved / 1e12:.3f} | |")
-    print(f"| matrix product, 4096x4096 | {product / 1e12:.3f} | {achieved / product:.0%} |")
-    print(f"| 3x3 convolution, 64 to 64 channels | {convolution / 1e12:.3f} | {achieved / convolution:.0%} |")
-    shares = unet_shares(state.generator, arithmetic, config, len(pinned.names) / statistics.median(ceiling))
+    print(f"| the step | {work * speed / 1e12:.3f} | |")
+    print(f"| matrix product, 4096x4096 | {product / 1e12:.3f} | {work * speed / product:.0%} |")
+    print(f"| 3x3 convolution, 64 to 64 channels | {convolution / 1e12:.3f} | {work * speed / convolution:.0%} |")
+    shares = unet_shares(state.generator, arithmetic, config, len(batch.names) / speed)
     if shares:
         print("\n| share of the step | |\n|---|---|")
         for name, value in shares.items():
             print(f"| {name} | {value:.0%} |")
-    on_gpu = arithmetic.device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
-    print(f"\npeak memory {'of the GPU' if on_gpu else 'of the process'}: {memory / 2**20:,.0f} MiB")
 
 
 def seconds(function: Callable[[], Any], arithmetic: Arithmetic, repeats: int = 10) -> float:

@@ -22,8 +22,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.pairs import Method, Pixels, pairs_of, read, score
+from benchmarks.pairs import pairs_of, score
+from evaluate import Method, Pixels, read
 from models import build_generator
+from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
 from utils.full_resolution import apply_affine, local_affine
 from utils.photo import find_photos
@@ -97,14 +99,12 @@ def at_full_size(generator: torch.nn.Module, arithmetic: Arithmetic) -> Method:
 
 def synthesised(folder: Path) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield large photos two stops too dark and a stop and a half too bright, 8 bits, and as they are."""
-    value = np.arange(256) / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    light = to_linear(torch.arange(256, dtype=torch.float64) / 255)
     for path in find_photos(folder):
         target = read(path, None)
         for stops in (-2.0, 1.5):
-            light = np.clip(linear * 2**stops, 0, 1)
-            encoded = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-            yield (255 * encoded).round().astype(np.uint8)[target], target
+            table = (from_linear((light * 2**stops).clamp(0, 1)) * 255).round().to(torch.uint8).numpy()
+            yield table[target], target
 
 
 def main() -> None:

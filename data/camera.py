@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.colour import from_linear, luma, to_linear
+
 GRID = 3
 """Knots of a local exposure map along each side."""
 _NAMES = ("shoulder", "noise", "red", "blue", "gamma", "contrast", "saturation", "quality", "seed")
 COUNT = GRID * GRID + len(_NAMES)
 """Numbers of a draw: the exposure at every knot, in EV, then the others."""
-_LUMA = (0.2989, 0.587, 0.114)
 _QUANTISATION = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -74,7 +75,7 @@ def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
 
 
 def camera(photos: Tensor, draws: Tensor) -> Tensor:
-    """Mis-expose a batch, each photo by its own draw.
+    """Mis-expose a batch, each photo by its own draw, as a camera's chain does: light, noise, clipping, development.
 
     Args:
         photos: `(B, 3, H, W)` sRGB in [0, 1], normally exposed.
@@ -84,8 +85,9 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
         `(B, 3, H, W)` sRGB in [0, 1].
 
     With y the linear light of the photo and g the gain, the exposed light is g y / (1 + k (g - 1) y). k = 0 scales
-    light and clips it hard; k = 1 takes y to be what a shoulder of the form r / (1 + r) made of the scene's r: whites
-    stay white whatever the exposure, as lamps and windows do. k is drawn between the two.
+    light and clips it hard; k = 1 takes y to be what the shoulder r / (1 + r) (Reinhard et al. 2002, equation 3)
+    made of the scene's r: whites stay white whatever the exposure, as lamps and windows do. k is drawn between the two.
+    The noise is that of Foi et al. 2008, with a variance affine in the light.
     """
     seeds = draws[:, -1].tolist()
     draws = draws.to(photos.device, non_blocking=True)
@@ -98,23 +100,13 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     gain = torch.exp2(ev) * white_balance  # (B, 3, H, W)
     light = to_linear(photos)
     light = gain * light / (1 + value["shoulder"] * (gain - 1) * light)
-    # Photon noise has the variance of the signal, and the electronics add theirs: what is dark is noisy.
+    # photons, and the electronics: beside the signal, the noise grows as light falls
     light = light + _noise(photos, seeds) * (value["noise"] * (light + 0.02)).sqrt()
     x = from_linear(light.clamp(0, 1)) ** value["gamma"]
     x = x + value["contrast"] * (3 * x**2 - 2 * x**3 - x)
-    luma = torch.einsum("c,bchw->bhw", x.new_tensor(_LUMA), x)[:, None]
-    x = (luma + value["saturation"] * (x - luma)).clamp(0, 1)
+    grey = luma(x)
+    x = (grey + value["saturation"] * (x - grey)).clamp(0, 1)
     return torch.where(value["quality"] > 0, jpeg(x, value["quality"].clamp_min(1)), x)
-
-
-def to_linear(photos: Tensor) -> Tensor:
-    """Return sRGB in [0, 1] as linear light (IEC 61966-2-1)."""
-    return torch.where(photos <= 0.04045, photos / 12.92, ((photos.clamp_min(0) + 0.055) / 1.055) ** 2.4)
-
-
-def from_linear(light: Tensor) -> Tensor:
-    """Return linear light in [0, 1] as sRGB."""
-    return torch.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
 
 
 def jpeg(photos: Tensor, quality: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Random and fixed views of a folder of normally exposed photos, each with the draw of its mis-exposure.
 
 Workers decode and crop; the mis-exposure itself is synthesised later, for the whole batch, on the model's device.
-Every draw is a function of (seed, epoch, photo) alone, so that it depends neither on the number of workers nor on
-where a run was stopped, nor on how many processes share the work.
+Every draw is a function of (seed, epoch, photo) alone, so that it depends neither on the number of workers or
+processes nor on where a run was stopped.
 """
 
 import copy
@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 from utils.photo import PhotoError, find_photos, open_photo, upright_size
 
 from .cache import PhotoCache
-from .camera import CameraRange, draw_camera
+from .camera import COUNT, CameraRange, draw_camera
 from .color_jitter import draw_jitter
 from .paired import Pair
 
@@ -31,9 +31,8 @@ VALIDATION_SEED = 20210625
 """Seed of the validation draws: the same in every run, whatever the run's own seed."""
 CROP_ATTEMPTS = 8
 """Views of a photo that are drawn before it is passed over as black, white or flat."""
-
-
 JITTERED, DEVELOPED, UNTOUCHED = range(3)
+"""How a view's input is made: by colour jitter, by a camera, not at all."""
 
 
 class NoPhotosError(Exception):
@@ -65,7 +64,7 @@ class Batch:
     kinds: Tensor
     """`(B,)` int64: how each photo is mis-exposed, `JITTERED`, `DEVELOPED` (by a camera) or `UNTOUCHED`."""
     camera: Tensor
-    """`(B, COUNT)` draws of a camera's exposure and development, as `data.camera` takes them."""
+    """`(B, COUNT)` draws of a camera's exposure and development, as `data.camera` takes them; 0 where none is used."""
     names: list[str]
     """Paths of the photos, relative to their folder."""
     indices: list[int]
@@ -87,8 +86,6 @@ class Batch:
 
 
 _TENSORS = ("photos", "inputs", "is_pair", "factors", "orders", "kinds", "camera")
-
-
 Sample = tuple[Tensor, Tensor, bool, Tensor, Tensor, int, Tensor, str, int]
 
 
@@ -187,7 +184,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             kind = UNTOUCHED
         elif rng.uniform() < self.camera_share:
             kind = DEVELOPED
-        development = draw_camera(rng, self.camera_range)
+        development = draw_camera(rng, self.camera_range) if kind == DEVELOPED else torch.zeros(COUNT).double()
         is_pair = len(views) == 2
         return photo, input_photo, is_pair, factors, order, kind, development, self.names[index], index
 

@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     target_group: str = ""
     """Whose target it is: "expert_c" of MSEC's five, else ""."""
     size: tuple[int, int] = (0, 0)
-    """Width and height in pixels, if both files have been looked at."""
+    """Width and height in pixels, of both."""
 
 
 class Problem(NamedTuple):
@@ -50,8 +50,10 @@ class LayoutError(Exception):
     """A folder that is not laid out as the data set that was named. The message says what was looked for."""
 
 
-def find_pairs(dataset: str, root: Path, split: str, *, check: bool = True) -> Pairs:
+def find_pairs(dataset: str, root: Path, split: str) -> Pairs:
     """Return the pairs of a data set, sorted by the path of the input, and its problems.
+
+    Both files of a pair are opened, not decoded: those that cannot be, or are of unequal size, are problems.
 
     Args:
         dataset: one of `DATASETS`.
@@ -59,7 +61,6 @@ def find_pairs(dataset: str, root: Path, split: str, *, check: bool = True) -> P
         split: "train", "valid" or "test". Where a set has no photos for validation, the last targets of its training
             set, one in `HOLD_OUT`, are kept for it: the best epoch is not to be chosen on the test set. A plain folder
             without sub-folders of these names is its own test set.
-        check: also open both files, and refuse pairs whose headers cannot be read or whose sizes differ.
 
     Raises:
         LayoutError: `dataset` is unknown, or `root` is not laid out like it.
@@ -75,11 +76,9 @@ def find_pairs(dataset: str, root: Path, split: str, *, check: bool = True) -> P
     if not has_valid and split != "test":
         kept = _held_out(pairs)
         pairs = [pair for pair in pairs if (pair.target in kept) == (split == "valid")]
-    if check:
-        pairs, more = _usable(pairs)
-        problems += more
-    problems = list(dict.fromkeys(problems))
-    return Pairs(sorted(pairs, key=lambda pair: (str(pair.input), pair.target_group)), sorted(problems))
+    pairs, unusable = _usable(pairs)
+    problems = sorted({*problems, *unusable})
+    return Pairs(sorted(pairs, key=lambda pair: (str(pair.input), pair.target_group)), problems)
 
 
 def _held_out(pairs: list[Pair]) -> set[Path]:
@@ -275,8 +274,6 @@ def _usable(pairs: list[Pair]) -> Pairs:
         if first == second:
             usable.append(pair._replace(size=first))
         else:
-            where = "x".join(map(str, second))
-            problems.append(
-                Problem(pair.input, f"is {'x'.join(map(str, first))} px, its target {pair.target.name} {where}")
-            )
+            own, other = ("x".join(map(str, size)) for size in (first, second))
+            problems.append(Problem(pair.input, f"is {own} px, its target {pair.target.name} {other}"))
     return Pairs(usable, problems)

@@ -9,9 +9,10 @@ from test_train import run, same, signal_in_step, without_speed
 
 import train
 from data import CameraRange, camera, draw_camera
-from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, from_linear, jpeg, to_linear
+from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, jpeg
 from data.dataset import DEVELOPED, JITTERED, UNTOUCHED
 from utils.checkpoint import load_checkpoint
+from utils.colour import from_linear, to_linear
 from utils.config import load_config
 
 NEUTRAL = {"shoulder": 0, "noise": 0, "red": 1, "blue": 1, "gamma": 1, "contrast": 0, "saturation": 1, "quality": 0}

@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageOps
+
+from .colour import from_lab, to_lab
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,8 +47,8 @@ def clahe(photo: Pixels, limit: float = 2.0, tiles: int = 8) -> Pixels:
         limit: largest height of a bin, as a multiple of the mean height; the rest is spread over all bins.
         tiles: along each side.
     """
-    lab = np.array(_to_lab(photo))
-    lightness = lab[..., 0]
+    lab = to_lab(torch.from_numpy(photo.copy()).permute(2, 0, 1).double() / 255).numpy()  # (3, H, W)
+    lightness = (lab[0] * 2.55).round().astype(np.uint8)
     height, width = lightness.shape
     down, across = -(-height // tiles), -(-width // tiles)
     padded = np.pad(lightness, ((0, down * tiles - height), (0, across * tiles - width)), mode="reflect")
@@ -65,41 +68,9 @@ def clahe(photo: Pixels, limit: float = 2.0, tiles: int = 8) -> Pixels:
     y, x = (y - top)[:, None], (x - left)[None]
     upper = curves[top[:, None], left, lightness] * (1 - x) + curves[top[:, None], right, lightness] * x
     lower = curves[bottom[:, None], left, lightness] * (1 - x) + curves[bottom[:, None], right, lightness] * x
-    lab[..., 0] = (upper * (1 - y) + lower * y).round().clip(0, 255)
-    return _to_rgb(lab)
+    lab[0] = (upper * (1 - y) + lower * y).clip(0, 255) / 2.55
+    return (from_lab(torch.from_numpy(lab)) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
-
-def _to_lab(photo: Pixels) -> Pixels:
-    return (_LAB.forward(photo)).round().clip(0, 255).astype(np.uint8)
-
-
-def _to_rgb(lab: Pixels) -> Pixels:
-    return (_LAB.backward(lab.astype(np.float64)) * 255).round().clip(0, 255).astype(np.uint8)
-
-
-class _Lab:
-    """8-bit L*a*b* under D65: L * 255 / 100, a + 128, b + 128."""
-
-    matrix = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-    white = np.array([0.950456, 1.0, 1.088754])
-
-    def forward(self, photo: Pixels) -> npt.NDArray[np.float64]:
-        levels = np.arange(256) / 255
-        linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)[photo]
-        ratio = linear @ self.matrix.T / self.white
-        f = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
-        x, y, z = np.moveaxis(f, -1, 0)
-        return np.stack(((116 * y - 16) * 2.55, 500 * (x - y) + 128, 200 * (y - z) + 128), axis=-1)
-
-    def backward(self, lab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        y = (lab[..., 0] / 2.55 + 16) / 116
-        f = np.stack((y + (lab[..., 1] - 128) / 500, y, y - (lab[..., 2] - 128) / 200), axis=-1)
-        ratio = np.where(f > 6 / 29, f**3, (f - 16 / 116) / 7.787)
-        linear = (ratio * self.white @ np.linalg.inv(self.matrix).T).clip(0, 1)
-        return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-_LAB = _Lab()
 
 BASELINES: dict[str, Callable[[Pixels], Pixels]] = {
     "identity": identity,

@@ -258,11 +258,6 @@ class Config:
         return tuple(Stage(**{**value, "image_size": tuple(value["image_size"])}) for value in values)
 
     @property
-    def total_epochs(self) -> int:
-        """Epochs of all stages together."""
-        return sum(stage.epochs for stage in self.schedule)
-
-    @property
     def color_jitter(self) -> tuple[float, float, float, float]:
         """Amounts of brightness, saturation, contrast and gamma, as `data.draw_jitter` takes them."""
         return (

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .colour import luma, to_lab
+
 _STRIP = 2**20
 """Pixels that are compared at once."""
 
@@ -64,7 +66,7 @@ def ciede2000(images: Tensor, targets: Tensor) -> Tensor:
 
 def _ciede2000(images: Tensor, targets: Tensor) -> Tensor:
     """Return the colour difference of every pixel, `(B, H, W)`."""
-    (l1, a1, b1), (l2, a2, b2) = (lab(x).unbind(dim=1) for x in (images, targets))
+    (l1, a1, b1), (l2, a2, b2) = (to_lab(x.double()).unbind(dim=1) for x in (images, targets))
     mean_chroma7 = ((torch.hypot(a1, b1) + torch.hypot(a2, b2)) / 2) ** 7
     g = 0.5 * (1 - torch.sqrt(mean_chroma7 / (mean_chroma7 + 25.0**7)))
     a1, a2 = (1 + g) * a1, (1 + g) * a2
@@ -93,22 +95,6 @@ def _ciede2000(images: Tensor, targets: Tensor) -> Tensor:
     parts = (delta_l / s_l) ** 2 + (delta_c / s_c) ** 2 + (delta_h / s_h) ** 2
     difference = parts + r_t * (delta_c / s_c) * (delta_h / s_h)
     return difference.clamp_min(0).sqrt()
-
-
-def lab(images: Tensor) -> Tensor:
-    """Return `(B, 3, H, W)` sRGB images in [0, 1] as CIE L*a*b* under D65, in float64 (IEC 61966-2-1, CIE 15)."""
-    images = images.double()
-    linear = torch.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4)
-    to_xyz = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-    xyz = torch.einsum("ij,bjhw->bihw", linear.new_tensor(to_xyz), linear)
-    ratio = xyz / linear.new_tensor([0.95047, 1.0, 1.08883])[:, None, None]
-    x, y, z = torch.where(ratio > 0.008856, ratio.clamp_min(0) ** (1 / 3), 7.787 * ratio + 16 / 116).unbind(dim=1)
-    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
-
-
-def luma(images: Tensor) -> Tensor:
-    """Return the luma `(B, 1, H, W)` of `(B, 3, H, W)` images in [0, 1], with the weights of ITU-R BT.601."""
-    return torch.einsum("c,bchw->bhw", images.new_tensor([0.299, 0.587, 0.114]), images)[:, None]
 
 
 def studio_luma(images: Tensor) -> Tensor:

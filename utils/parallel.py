@@ -16,6 +16,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from torch.multiprocessing.spawn import start_processes as spawn
 
 Result = TypeVar("Result")
+_VARIABLES = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 LOST = 3
 """Exit code of a process that ends because another one did."""
 GRACE = 15
@@ -25,13 +26,19 @@ GRACE = 15
 class Processes:
     """The processes that train together: how many they are, which one this is, and what they tell each other.
 
-    Without torchrun's environment variables it is one process alone, for which every method is free of charge.
+    Args:
+        count: of all machines together; for one alone, every method is free of charge.
+        rank: of this process among all of them, from 0.
+        local_rank: among those of this machine.
     """
 
-    def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", 1))
-        self.rank = int(os.environ.get("RANK", 0))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    def __init__(self, count: int = 1, rank: int = 0, local_rank: int = 0) -> None:
+        self.count, self.rank, self.local_rank = count, rank, local_rank
+
+    @classmethod
+    def of_environment(cls) -> "Processes":
+        """Return what torchrun's variables tell; one process alone without them."""
+        return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @property
     def is_first(self) -> bool:
@@ -117,12 +124,7 @@ class Processes:
         return values[0]
 
 
-class _Alone(Processes):
-    def __init__(self) -> None:
-        self.count, self.rank, self.local_rank = 1, 0, 0
-
-
-ALONE: Processes = _Alone()
+ALONE = Processes()
 """One process, whatever the environment says."""
 
 

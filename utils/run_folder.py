@@ -41,7 +41,7 @@ class RunFolderError(Exception):
 
 
 class RunFolder:
-    """A run's folder, held by one run at a time until `close`.
+    """A run's folder, held by one run at a time until `close`, and the files in it that are not checkpoints.
 
     Args:
         path: made if it is missing.
@@ -56,10 +56,8 @@ class RunFolder:
         (path / "samples").mkdir(parents=True, exist_ok=True)
         self._lock = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  # held open: the lock ends with it
         try:
-            if fcntl is not None:
-                fcntl.lockf(
-                    self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # which, unlike flock's, loader workers do not keep
+            if fcntl is not None:  # lockf's locks, unlike flock's, are not kept by loader workers that outlive the run
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             self._lock.seek(0)
             holder = self._lock.read().strip()
