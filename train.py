@@ -41,15 +41,13 @@ from data import (
     Pair,
     PhotoCache,
     PhotoDataset,
-    camera,
     collate,
-    color_jitter,
     find_pairs,
+    make_pairs,
 )
-from data.dataset import DEVELOPED, UNTOUCHED
 from models import Network, NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv, to_daconv
-from models.losses import adversarial_loss, discriminator_loss
+from models.losses import adversarial_loss, colour_loss, discriminator_loss, pixel_weights
 from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import Config, ConfigError, Stage, config_from_dict, load_config
 from utils.device import Arithmetic, peak_memory
@@ -311,6 +309,8 @@ def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
         pairs=open_pairs(config, training=training),
         camera_range=CameraRange(
             ev=(config.camera_ev_min, config.camera_ev_max),
+            least_ev=config.camera_ev_least,
+            is_metered=config.camera_metered,
             local_ev=config.camera_local_ev,
             noise=config.camera_noise,
             white_balance=config.camera_white_balance,
@@ -642,7 +642,7 @@ def train_step(
     state.discriminator.requires_grad_(False)  # the first half of the step moves the generator alone
     for part in batch.split(config.accumulation_steps):
         share = len(part.names) / (batch_size or len(batch.names))
-        inputs, targets = make_pairs(part, arithmetic)
+        inputs, targets = make_pairs(part, arithmetic, config.normalise_targets)
         with arithmetic.autocast():
             outputs = state.generator(inputs)
         terms = weighted_losses(state, inputs, outputs, targets)
@@ -672,17 +672,21 @@ def train_step(
 
 
 def weighted_losses(state: TrainingState, inputs: Tensor, outputs: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
-    """Return the losses of the network and 1 - SSIM, each times its weight in the configuration; without those of 0."""
+    """Return the losses of the network, 1 - SSIM and the colour's, each times its weight; without those of 0."""
     config = state.config
     network: Any = state.generator
     weights = {"reconstruction": config.reconstruction_weight, "pyramid": config.pyramid_weight}
-    terms = network.losses(inputs, outputs, targets)
+    weight = pixel_weights(inputs, targets, config.clipped_weight) if config.clipped_weight < 1 else None
+    terms = network.losses(inputs, outputs, targets, weight)
     terms = {name: weights.get(name, 1.0) * term for name, term in terms.items() if weights.get(name, 1.0)}
     if config.ssim_weight:
         terms["ssim"] = config.ssim_weight * (1 - ssim(outputs[0], targets).mean())
+    if config.colour_weight:
+        terms["colour_angle"] = config.colour_weight * colour_loss(outputs[0], targets)
     if not any(term.requires_grad for term in terms.values()):
         raise ConfigError(
-            f"no loss is left to train {config.model} on: raise reconstruction_weight, pyramid_weight or ssim_weight"
+            f"no loss is left to train {config.model} on: raise reconstruction_weight, pyramid_weight, ssim_weight "
+            "or colour_weight"
         )
     return terms
 
@@ -692,26 +696,6 @@ def accumulate(sums: dict[str, Tensor], share: float, parts: dict[str, Tensor]) 
     for name, part in parts.items():
         value = share * part.detach()
         sums[name] = sums[name] + value if name in sums else value
-
-
-def make_pairs(batch: Batch, arithmetic: Arithmetic) -> tuple[Tensor, Tensor]:
-    """Return a batch's inputs, real or synthesised, and its targets, `(B, 3, H, W)` in [0, 1] on the device.
-
-    Synthesised inputs are rounded to 8 bits, like the files that the network will meet: what is lost is lost.
-    """
-    targets = arithmetic.photos(batch.photos)
-    factors, orders = (draws.to(arithmetic.device, non_blocking=True) for draws in (batch.factors, batch.orders))
-    inputs = quantise(color_jitter(targets, factors, orders))
-    untouched = (batch.kinds == UNTOUCHED).to(arithmetic.device, non_blocking=True)
-    inputs = torch.where(untouched[:, None, None, None], targets, inputs)
-    developed = (batch.kinds == DEVELOPED).nonzero().flatten()
-    if len(developed):
-        index = developed.to(arithmetic.device, non_blocking=True)
-        inputs = inputs.index_copy(0, index, quantise(camera(targets[index], batch.camera[developed])))
-    if batch.inputs.numel():
-        is_pair = batch.is_pair.to(arithmetic.device, non_blocking=True)[:, None, None, None]
-        inputs = torch.where(is_pair, arithmetic.photos(batch.inputs), inputs)
-    return inputs.contiguous(memory_format=arithmetic.memory_format), targets
 
 
 def update(optimizer: torch.optim.Optimizer, processes: Processes, max_norm: float) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.short_run import train_briefly
+from data import make_pairs
 from models import Network
-from train import make_pairs
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 

@@ -5,6 +5,7 @@ from .camera import CameraRange, camera, draw_camera
 from .color_jitter import color_jitter, draw_jitter
 from .dataset import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate
 from .paired import LayoutError, Pair, find_pairs
+from .synthesis import make_pairs
 
 __all__ = [
     "Batch",
@@ -22,4 +23,5 @@ __all__ = [
     "draw_camera",
     "draw_jitter",
     "find_pairs",
+    "make_pairs",
 ]

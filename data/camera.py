@@ -14,9 +14,11 @@ from torch import Tensor
 
 from utils.colour import from_linear, luma, to_linear
 
+MIDDLE_GREY = 0.18
+"""Linear light that a meter takes the mean of a scene for."""
 GRID = 3
 """Knots of a local exposure map along each side."""
-_NAMES = ("shoulder", "noise", "red", "blue", "gamma", "contrast", "saturation", "quality", "seed")
+_NAMES = ("metered", "shoulder", "noise", "red", "blue", "gamma", "contrast", "saturation", "quality", "seed")
 COUNT = GRID * GRID + len(_NAMES)
 """Numbers of a draw: the exposure at every knot, in EV, then the others."""
 _QUANTISATION = (
@@ -36,7 +38,11 @@ class CameraRange:
     """From what a draw is made."""
 
     ev: tuple[float, float] = (-5.0, 2.6)
-    """Smallest and largest exposure shift in EV; darker shifts and brighter ones are drawn in proportion 2 to 1."""
+    """Largest darker and brighter exposure shift in EV; the two are drawn in proportion 3 to 2."""
+    least_ev: float = 0.0
+    """Smallest shift, either way: a gap between photos that are mis-exposed and those that are not."""
+    is_metered: bool = False
+    """Whether the shift counts from middle grey, not from the photo's own exposure."""
     local_ev: float = 1.2
     """Largest standard deviation in EV of the knots of a local map, which every third photo gets."""
     noise: float = 1e-3
@@ -56,12 +62,14 @@ class CameraRange:
 def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
     """Draw one photo's exposure and development: float64 `(COUNT,)`."""
     low, high = ranges.ev
-    is_dark = rng.uniform() < (2 / 3 if high > 0 > low else float(high <= 0))
-    ev = rng.uniform(low, min(high, 0)) if is_dark else rng.uniform(max(low, 0), high)
+    has_dark, has_bright = low < -ranges.least_ev, high > ranges.least_ev
+    is_dark = rng.uniform() < (0.6 if has_dark and has_bright else float(has_dark))
+    ev = rng.uniform(low, -ranges.least_ev) if is_dark else rng.uniform(ranges.least_ev, max(high, ranges.least_ev))
     amount = rng.uniform(0, ranges.local_ev) * (rng.uniform() < 1 / 3)
     knots = ev + amount * rng.standard_normal(GRID * GRID)
     rest = {
-        "shoulder": rng.uniform() ** 0.7,
+        "metered": float(ranges.is_metered),
+        "shoulder": rng.uniform() ** 1.5,
         "noise": ranges.noise * 10 ** -rng.uniform(0, 2) * (rng.uniform() < 0.5),
         "red": math.exp(ranges.white_balance * rng.standard_normal()),
         "blue": math.exp(ranges.white_balance * rng.standard_normal()),
@@ -87,6 +95,8 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     With y the linear light of the photo and g the gain, the exposed light is g y / (1 + k (g - 1) y). k = 0 scales
     light and clips it hard; k = 1 takes y to be what the shoulder r / (1 + r) (Reinhard et al. 2002, equation 3)
     made of the scene's r: whites stay white whatever the exposure, as lamps and windows do. k is drawn between the two.
+    A metered draw first brings the photo's mean light to middle grey, as an exposure meter does: then how bright the
+    result is says nothing about how bright the photo was.
     The noise is that of Foi et al. 2008, with a variance affine in the light.
     """
     seeds = draws[:, -1].tolist()
@@ -97,8 +107,9 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     value = dict(zip(_NAMES, columns, strict=True))  # each (B, 1, 1, 1)
     ev = F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True)
     white_balance = torch.cat((value["red"], torch.ones_like(value["red"]), value["blue"]), dim=1)
-    gain = torch.exp2(ev) * white_balance  # (B, 3, H, W)
     light = to_linear(photos)
+    meter = MIDDLE_GREY / luma(light).mean(dim=(2, 3), keepdim=True).clamp_min(1e-3)
+    gain = torch.exp2(ev) * meter ** value["metered"] * white_balance  # (B, 3, H, W)
     light = gain * light / (1 + value["shoulder"] * (gain - 1) * light)
     # photons, and the electronics: beside the signal, the noise grows as light falls
     light = light + _noise(photos, seeds) * (value["noise"] * (light + 0.02)).sqrt()

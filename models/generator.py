@@ -58,6 +58,11 @@ class Generator(Network):
         outputs.append(x)
         return outputs[::-1]
 
-    def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return L_rec and L_pyr (equations 2 and 3)."""
-        return {"reconstruction": reconstruction_loss(outputs[0], target), "pyramid": pyramid_loss(outputs, target)}
+        return {
+            "reconstruction": reconstruction_loss(outputs[0], target, weight),
+            "pyramid": pyramid_loss(outputs, target, weight),
+        }

@@ -7,30 +7,58 @@ means below.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .pyramid import gaussian_expand, gaussian_pyramid
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Return the mean absolute difference of two `(B, 3, H, W)` photos: L_rec, equation 2."""
-    return F.l1_loss(output, target)
+def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean absolute difference of two `(B, 3, H, W)` photos: L_rec, equation 2.
+
+    `weight`, `(B, 1, H, W)`, multiplies every pixel's difference.
+    """
+    difference = (output - target).abs()
+    return (difference if weight is None else weight * difference).mean()
 
 
-def pyramid_loss(outputs: Sequence[Tensor], target: Tensor) -> Tensor:
+def pyramid_loss(outputs: Sequence[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the weighted mean absolute differences of the coarser levels: L_pyr, equation 3.
 
     Args:
         outputs: what the generator returns, finest first.
         target: `(B, 3, H, W)`. Its Gaussian levels, brought up by one level with the pyramid's kernel, are the targets.
+        weight: `(B, 1, H, W)`, of every pixel's difference; reduced to each level's size.
     """
     levels = gaussian_pyramid(target, len(outputs))
     loss = target.new_zeros(())
     for index, output in enumerate(outputs[1:], start=1):
-        height, width = output.shape[-2:]
-        loss = loss + 0.5 ** (index - 1) * F.l1_loss(output, gaussian_expand(levels[index], (height, width)))
+        size = output.shape[-2:]
+        expected = gaussian_expand(levels[index], (size[0], size[1]))
+        reduced = None if weight is None else F.interpolate(weight, size, mode="area")
+        loss = loss + 0.5 ** (index - 1) * reconstruction_loss(output, expected, reduced)
     return loss
+
+
+def pixel_weights(inputs: Tensor, targets: Tensor, clipped_weight: float) -> Tensor:
+    """Return `(B, 1, H, W)`: `clipped_weight` where an input is black or white and its target is not, 1 elsewhere.
+
+    No network can know what was there; its best guess would be an average, a grey sky for a white one.
+    """
+    step = 1.5 / 255  # compression moves a clipped pixel by one
+    clipped = (inputs.amin(dim=1) > 1 - step) | (inputs.amax(dim=1) < step)
+    lost = clipped & ((inputs - targets).abs().amax(dim=1) > step)
+    return torch.where(lost, clipped_weight, 1.0)[:, None]
+
+
+def colour_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean of 1 - cos of the angle between the colours of two `(B, 3, H, W)` photos, in [0, 2].
+
+    Wang et al., "Underexposed Photo Enhancement Using Deep Illumination Estimation", CVPR 2019, equation 6, with the
+    cosine in place of the angle, whose derivative has no bound where colours agree.
+    """
+    return (1 - F.cosine_similarity(output, target, dim=1, eps=1e-3)).mean()
 
 
 def adversarial_loss(fake_logits: Tensor) -> Tensor:

@@ -37,12 +37,15 @@ class Network(nn.Module):
     def forward(self, photo: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
-    def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the weighted terms of the training loss, which is their sum.
 
         Args:
             photo: `(B, 3, H, W)`, what the network was given.
             outputs: what it returned.
             target: `(B, 3, H, W)`, the well-exposed photo. A network trained without targets leaves it alone.
+            weight: `(B, 1, H, W)`, how much each pixel's difference from the target counts; None: 1.
         """
         raise NotImplementedError

@@ -60,13 +60,15 @@ class PReNet(Network):
         cell = self.forget_gate(both).sigmoid() * cell + self.input_gate(both).sigmoid() * self.cell_gate(both).tanh()
         return self.output_gate(both).sigmoid() * cell.tanh(), cell
 
-    def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the mean absolute difference of the last estimate.
 
         The paper supervises the last estimate alone as well, with the negative SSIM: rain leaves brightness alone, and
         exposure is brightness.
         """
-        return {"reconstruction": reconstruction_loss(outputs[0], target)}
+        return {"reconstruction": reconstruction_loss(outputs[0], target, weight)}
 
 
 def _conv(in_channels: int) -> nn.Conv2d:

@@ -49,7 +49,9 @@ class ZeroDCE(Network):
         parameters = self.convs[6](torch.cat((x1, x6), dim=1)).to(photo.dtype).tanh()  # (B, 24, H, W)
         return [curves(photo, parameters), parameters]
 
-    def losses(self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, photo: Tensor, outputs: Sequence[Tensor], target: Tensor, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the paper's four terms with its weights (section 3.3, equation 8); the target is not used."""
         corrected, parameters = outputs
         return {

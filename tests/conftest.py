@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+
+from utils.config import Config  # noqa: E402
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -43,10 +46,11 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_config(photos: Path) -> dict:
-    """The required keys of conf.json, with a network and a run that take seconds."""
+    """The required keys of conf.json and the jitter's gamma, with a network and a run that take seconds."""
     values = json.loads((REPOSITORY / "conf.json").read_text())
+    optional = {item.name for item in dataclasses.fields(Config) if item.default is not dataclasses.MISSING}
     return {
-        **values,
+        **{key: value for key, value in values.items() if key not in optional - {"color_jitter_gamma"}},
         "image_size": [32, 48],
         "train_data_dir": str(photos / "train"),
         "valid_data_dir": str(photos / "valid"),

@@ -11,11 +11,22 @@ import train
 from data import CameraRange, camera, draw_camera
 from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, jpeg
 from data.dataset import DEVELOPED, JITTERED, UNTOUCHED
+from data.synthesis import normalise
 from utils.checkpoint import load_checkpoint
-from utils.colour import from_linear, to_linear
+from utils.colour import from_linear, luma, to_linear
 from utils.config import load_config
 
-NEUTRAL = {"shoulder": 0, "noise": 0, "red": 1, "blue": 1, "gamma": 1, "contrast": 0, "saturation": 1, "quality": 0}
+NEUTRAL = {
+    "metered": 0,
+    "shoulder": 0,
+    "noise": 0,
+    "red": 1,
+    "blue": 1,
+    "gamma": 1,
+    "contrast": 0,
+    "saturation": 1,
+    "quality": 0,
+}
 
 
 def draw(ev=0.0, **changes):
@@ -35,6 +46,30 @@ def test_linear_light_is_srgbs_and_back():
     levels = torch.arange(256) / 255
     torch.testing.assert_close(from_linear(to_linear(levels)), levels, atol=1e-6, rtol=0)
     assert to_linear(torch.tensor(0.5)).item() == pytest.approx(0.21404, abs=1e-5)
+
+
+def test_a_metered_draw_does_not_tell_how_bright_the_photo_was():
+    photos = torch.cat([from_linear(to_linear(photo()) * share) for share in (0.25, 0.5, 1.0)])
+    metered = camera(photos, draw(-2.0, metered=1).repeat(3, 1))
+    assert luma(to_linear(metered)).mean().item() == pytest.approx(0.18 / 4, rel=1e-3)
+    torch.testing.assert_close(metered[0], metered[2], atol=1e-4, rtol=0)
+    assert camera(torch.zeros(1, 3, 8, 8), draw(metered=1)).max() == 0
+
+
+def test_normalised_targets_have_one_brightness_and_given_photos_stay(small_config_path):
+    photos = torch.cat([photo() ** power for power in (0.4, 1.0, 2.5)])
+    means = luma(photos).mean(dim=(1, 2, 3))
+    for share in (0.0, 0.5, 1.0):
+        expected = means + share * (0.44 - means)
+        torch.testing.assert_close(luma(normalise(photos, share)).mean(dim=(1, 2, 3)), expected, atol=5e-3, rtol=0)
+    config = load_config(small_config_path, ["degradation=camera", "identity_share=0.5", "batch_size=10"])
+    dataset, arithmetic = train.open_folder(config, config.train_data_dir, training=True), train.Arithmetic("float32")
+    batch = next(iter(train.build_loader(config, dataset, 10, arithmetic)[0]))
+    inputs, targets = train.make_pairs(batch, arithmetic, 1.0)
+    same_inputs, as_they_were = train.make_pairs(batch, arithmetic)
+    assert torch.equal(inputs, same_inputs)  # brought to one brightness after the input is made
+    stays = (targets == as_they_were).flatten(1).all(dim=1)
+    assert torch.equal(stays, batch.kinds == UNTOUCHED) and 0 < stays.sum() < 10
 
 
 @pytest.mark.parametrize("ev", [-3.0, -1.0, 0.5])
@@ -109,7 +144,7 @@ def test_draws_cover_their_ranges():
     draws = torch.stack([draw_camera(rng, ranges) for _ in range(2000)])
     assert draws.shape == (2000, COUNT)
     ev = draws[:, 0]
-    assert -4 <= ev.min() < -3.9 and 1.9 < ev.max() <= 2 and 0.6 < (ev < 0).double().mean() < 0.73
+    assert -4 <= ev.min() < -3.9 and 1.9 < ev.max() <= 2 and 0.56 < (ev < 0).double().mean() < 0.64
     columns = dict(zip(_NAMES, draws[:, GRID * GRID :].unbind(dim=1), strict=True))
     assert 0 <= columns["shoulder"].min() and columns["shoulder"].max() <= 1
     for name, share in (("noise", 0.5), ("quality", 0.5)):
@@ -118,6 +153,10 @@ def test_draws_cover_their_ranges():
     for low, high, dark in ((-3.0, 0.0, 1.0), (0.0, 2.0, 0.0)):
         ev = torch.stack([draw_camera(rng, CameraRange(ev=(low, high), local_ev=0.0)) for _ in range(50)])[:, 0]
         assert (ev < 0).double().mean() == dark
+    ev = torch.stack([draw_camera(rng, CameraRange(local_ev=0.0, least_ev=0.8)) for _ in range(500)])[:, 0]
+    assert 0.8 <= ev.abs().min() < 0.9 and ev.min() < -4.9 and ev.max() > 2.5
+    ev = torch.stack([draw_camera(rng, CameraRange((-3.0, 0.5), least_ev=0.8, local_ev=0.0)) for _ in range(50)])[:, 0]
+    assert ev.max() <= -0.8  # nothing bright is far enough
 
 
 def test_a_batch_holds_the_shares_that_were_asked_for(small_config_path):

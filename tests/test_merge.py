@@ -37,8 +37,8 @@ class Fourth(Network):
     def forward(self, photo):
         return [photo + self.conv(photo)]
 
-    def losses(self, photo, outputs, target):
-        return {"reconstruction": reconstruction_loss(outputs[0], target)}
+    def losses(self, photo, outputs, target, weight=None):
+        return {"reconstruction": reconstruction_loss(outputs[0], target, weight)}
 
 
 @pytest.mark.parametrize("model", [*NETWORKS, "fourth"])

@@ -6,7 +6,14 @@ import torch
 import models.zero_dce
 from models import NETWORKS, NetworkError, build_discriminator, build_generator
 from models.daconv import DAConv, merge_daconv
-from models.losses import adversarial_loss, discriminator_loss, pyramid_loss, reconstruction_loss
+from models.losses import (
+    adversarial_loss,
+    colour_loss,
+    discriminator_loss,
+    pixel_weights,
+    pyramid_loss,
+    reconstruction_loss,
+)
 from models.pyramid import gaussian_expand, gaussian_pyramid
 
 DOCUMENTED = SimpleNamespace(
@@ -96,6 +103,38 @@ def test_pyramid_loss_has_the_papers_weights_per_pixel():
     wrong = [output + 0.1 for output in exact]
     sums = sum(2 ** (index - 1) * (wrong[index] - exact[index]).abs().sum() for index in (1, 2, 3))
     assert pyramid_loss(wrong, target).item() == pytest.approx((sums / target.numel()).item(), rel=1e-4)
+
+
+def test_pixels_that_lost_their_light_count_less():
+    targets = torch.full((1, 3, 32, 32), 0.5)
+    inputs = targets.clone()
+    inputs[..., :8, :], inputs[..., 8:16, :] = 1.0, 0.0  # clipped at either end
+    inputs[:, :2, 16:24] = 1.0  # in two channels only
+    targets[..., 24:, :16] = inputs[..., 24:, :16] = 1.0  # white in both: nothing was lost
+    weight = pixel_weights(inputs, targets, 0.25)
+    assert weight.shape == (1, 1, 32, 32)
+    assert (weight[..., :16, :] == 0.25).all() and (weight[..., 16:, :] == 1).all()
+    output = targets + 0.1
+    assert reconstruction_loss(output, targets, weight).item() == pytest.approx(0.1 * 0.625, rel=1e-4)
+    outputs = [
+        output,
+        *(
+            gaussian_expand(level, size)
+            for level, size in zip(gaussian_pyramid(targets, 3)[1:], [(32, 32), (16, 16)], strict=True)
+        ),
+    ]
+    wrong = [outputs[0], outputs[1] + 0.1, outputs[2]]
+    assert pyramid_loss(wrong, targets, weight).item() == pytest.approx(0.1 * 0.625, rel=1e-4)
+
+
+def test_the_colour_loss_sees_colours_and_not_brightness():
+    colour = torch.rand(1, 3, 8, 8) + 0.2
+    assert colour_loss(0.5 * colour, colour).item() == pytest.approx(0, abs=1e-6)
+    red, green = torch.eye(3)[:2, :, None, None].expand(2, 3, 4, 4).split(1)
+    assert colour_loss(red, green).item() == pytest.approx(1)
+    black = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    colour_loss(black, green).backward()
+    assert torch.isfinite(black.grad).all()
 
 
 def test_adversarial_loss_reaches_the_generator():

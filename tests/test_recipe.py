@@ -121,7 +121,7 @@ def test_accumulation_takes_the_same_step_in_parts(small_config_path):
 def test_accumulation_sees_smaller_batches(small_config_path, monkeypatch):
     sizes = []
     original = train.make_pairs
-    monkeypatch.setattr(train, "make_pairs", lambda batch, a: sizes.append(len(batch.names)) or original(batch, a))
+    monkeypatch.setattr(train, "make_pairs", lambda *a: sizes.append(len(a[0].names)) or original(*a))
     batch, state, arithmetic = first_batch_and_state(small_config_path, "accumulation_steps=2", "batch_size=5")
     step(state, batch, arithmetic, adversarial=True)
     assert sizes == [2, 3]
@@ -141,12 +141,18 @@ def test_the_gradients_norm_is_limited(small_config_path):
 def test_losses_have_their_weights(small_config_path):
     plain = gradients(small_config_path, adversarial=False)[1]
     changed = gradients(
-        small_config_path, "reconstruction_weight=3", "pyramid_weight=0", "ssim_weight=0.5", adversarial=False
+        small_config_path,
+        "reconstruction_weight=3",
+        "pyramid_weight=0",
+        "ssim_weight=0.5",
+        "colour_weight=2",
+        adversarial=False,
     )[1]
     assert changed["reconstruction"] == pytest.approx(3 * plain["reconstruction"])
     assert "pyramid" not in changed and "ssim" not in plain
     assert 0 < changed["ssim"] <= 1
-    assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"])
+    assert 0 < changed["colour_angle"] and "colour_angle" not in plain
+    assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"] + changed["colour_angle"])
 
 
 @pytest.mark.parametrize(

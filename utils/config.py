@@ -145,6 +145,13 @@ class Config:
     camera_ev_max: float = _between(0, 10, default=2.6)
     """Camera: brightest exposure shift in EV."""
 
+    camera_ev_least: float = _between(0, 10, default=0.0)
+    """Camera: smallest exposure shift in EV, either way: a gap between mis-exposed photos and good ones."""
+
+    camera_metered: bool = False
+    """Camera: whether shifts count from middle grey instead of from the photo's own exposure, so that how bright an
+    input is says nothing about its target."""
+
     camera_local_ev: float = _between(0, 5, default=1.2)
     """Camera: largest deviation in EV of a smooth local exposure map, which every third photo gets."""
 
@@ -169,6 +176,12 @@ class Config:
     identity_share: float = _between(0, 0.9, default=0.0)
     """Share of the training views that are not mis-exposed, so that good photos stay as they are."""
 
+    normalise_targets: float = _between(0, 1, default=0.0)
+    """How far the targets of synthesised inputs are brought, by a gamma, to the same mean brightness; 1: wholly."""
+
+    clipped_weight: float = _between(0, 1, default=1.0)
+    """Weight in the L1 losses of pixels whose light was lost: black or white in the input, and not in the target."""
+
     ema_decay: float = _between(0, 0.99999, default=0.0)
     """Decay per step of the moving average of the weights, which is what is validated and exported; 0: none."""
 
@@ -189,6 +202,9 @@ class Config:
 
     ssim_weight: float = _between(0, 1000, default=0.0)
     """Weight of 1 - SSIM between output and photo; 0: left out."""
+
+    colour_weight: float = _between(0, 1000, default=0.0)
+    """Weight of 1 - cos of the angle between the colours of output and photo; 0: left out."""
 
     adversarial_weight: float = _between(0, 1000, default=0.01)
     """Weight of the adversarial loss beside the L1 losses, all of them means."""
@@ -243,6 +259,11 @@ class Config:
                 'write "0" or "0,1", or "" for none'
             )
 
+        if self.camera_ev_least > max(-self.camera_ev_min, self.camera_ev_max):
+            raise ConfigError(
+                f"camera_ev_least = {self.camera_ev_least} is larger than every shift from camera_ev_min = "
+                f"{self.camera_ev_min} to camera_ev_max = {self.camera_ev_max}: lower it"
+            )
         for number, stage in enumerate(self.stages, start=1):
             try:
                 _check_stage(stage)

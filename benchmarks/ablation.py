@@ -1,0 +1,198 @@
+"""Compare recipes of training: equal steps, photos, seed and learning rates, one change at a time.
+
+Most rows start from released weights (`--init`) and show what a change does to a network that has learnt; the rows
+"untrained" start from nothing. Every network is judged at the size of its views, on three kinds of photos: validation
+photos mis-exposed by the jitter and by the camera of the first row, real pairs (as benchmarks/pairs.py), and the
+validation photos as they are, which should stay so. Finished rows are kept in `--output` and not run again.
+
+example:
+  python benchmarks/ablation.py data/train data/valid PAIRS --steps 150
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.pairs import pairs_of, score
+from benchmarks.short_run import train_briefly
+from evaluate import read
+from models.generator import Generator
+from models.pyramid import gaussian_expand, laplacian_pyramid
+from train import build_loader, open_folder, validate
+from utils.config import Config, load_config
+from utils.device import Arithmetic
+from utils.photo import find_photos
+from utils.predictor import Predictor
+from utils.progress import FailureLog
+
+
+class CodeWiring(Generator):
+    """The released source's wiring: a level's output is UNet(u + L) + u, the coarsest level's UNet(L) alone."""
+
+    def __init__(self, layer_counts: tuple[int, ...], channels: tuple[int, ...]) -> None:
+        super().__init__(layer_counts, channels)
+        for unet in self.unets:
+            nn.init.kaiming_normal_(unet.head.weight)  # type: ignore[arg-type,union-attr]
+
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        *bands, x = laplacian_pyramid(photo, len(self.unets))
+        x = self.unets[0](x)
+        outputs = []
+        for unet, up, band in zip(self.unets[1:], self.up, reversed(bands), strict=True):
+            height, width = band.shape[-2:]
+            u = gaussian_expand(x, (height, width)) + up(x)[..., :height, :width]
+            outputs.append(u)
+            x = unet(u + band) + u
+        return [x, *outputs[::-1]]
+
+
+class PlainUpConvolution(Generator):
+    """The figure's wiring with the 2x2 up-convolution alone between levels, started as nearest-neighbour."""
+
+    def __init__(self, layer_counts: tuple[int, ...], channels: tuple[int, ...]) -> None:
+        super().__init__(layer_counts, channels)
+        with torch.no_grad():
+            for name, parameter in self.up.named_parameters():
+                if name.endswith("weight"):
+                    parameter.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2))
+
+    def forward(self, photo: Tensor) -> list[Tensor]:
+        *bands, x = laplacian_pyramid(photo, len(self.unets))
+        x = x + self.unets[0](x)
+        outputs = []
+        for unet, up, band in zip(self.unets[1:], self.up, reversed(bands), strict=True):
+            height, width = band.shape[-2:]
+            u = up(x)[..., :height, :width].float()
+            outputs.append(u)
+            x = u + band
+            x = x + unet(x)
+        return [x, *outputs[::-1]]
+
+
+RECIPE: dict[str, Any] = {
+    "batch_size": 16,
+    "image_size": (128, 128),
+    "working_size": 128,
+    "stages": (),
+    "conv": "plain",
+    "init_lr": 3e-4,
+    "final_lr": 1e-6,
+    "degradation": "mixture",
+    "camera_metered": True,
+    "camera_ev_least": 0.8,
+    "camera_ev_max": 3.0,
+    "camera_gamma": 0.25,
+    "identity_share": 0.2,
+    "normalise_targets": 0.0,
+    "clipped_weight": 1.0,
+    "ema_decay": 0.0,
+    "ssim_weight": 0.0,
+    "colour_weight": 0.0,
+}
+"""What every row shares but for its own change."""
+
+ROWS: dict[str, dict[str, Any]] = {
+    "recipe: mixture, metered, gap of 0.8 EV, 20 % as they are, L1, 128 px": {},
+    "colour jitter alone": {"degradation": "color_jitter"},
+    "camera alone": {"degradation": "camera"},
+    "EV from the photo's own exposure": {"camera_metered": False},
+    "no gap": {"camera_ev_least": 0.0},
+    "none as they are": {"identity_share": 0.0},
+    "targets half normalised": {"normalise_targets": 0.5},
+    "targets normalised": {"normalise_targets": 1.0},
+    "clipped pixels count 0.3": {"clipped_weight": 0.3},
+    "clipped pixels masked": {"clipped_weight": 0.0},
+    "L1 + 0.2 SSIM": {"ssim_weight": 0.2},
+    "L1 + 0.2 SSIM + colour": {"ssim_weight": 0.2, "colour_weight": 1.0},
+    "average of the weights (0.98 a step)": {"ema_decay": 0.98},
+    "DAConv": {"conv": "daconv"},
+    "192 px": {"image_size": (192, 192), "working_size": 192},
+    "256 px": {"image_size": (256, 256), "working_size": 256},
+    "384 px": {"image_size": (384, 384), "working_size": 384},
+    "untrained": {"init_weights": ""},
+    "untrained, the figure's wiring with T alone": {"init_weights": ""},
+    "untrained, the source's wiring": {"init_weights": ""},
+}
+"""Name of each row and its change."""
+
+WIRINGS = {
+    "untrained, the figure's wiring with T alone": PlainUpConvolution,
+    "untrained, the source's wiring": CodeWiring,
+}
+COLUMNS = ("jitter", "camera", "pairs", "pairs_ssim", "untouched")
+
+
+def judge(network: nn.Module, config: Config, pairs: Path) -> dict[str, float]:
+    """Return the figures of a network at the working size of `config`."""
+    failures, arithmetic = FailureLog(), Arithmetic(config.precision)
+    predictor = Predictor(network, config.working_size, arithmetic)
+    figures = {}
+    for name, degradation in (("jitter", "color_jitter"), ("camera", "camera")):
+        changes = {**RECIPE, "degradation": degradation, "image_size": config.image_size}
+        changed = dataclasses.replace(config, **changes)
+        photos = open_folder(changed, config.valid_data_dir, training=False)
+        loader, _ = build_loader(changed, photos, config.batch_size, arithmetic)
+        figures[name] = validate(network, loader, arithmetic, failures)[0]["valid_psnr"]
+    folders = sorted(path for path in pairs.iterdir() if (path / "input").is_dir())
+    means = np.mean([score(predictor.predict, pairs_of(folder)) for folder in folders], axis=0)
+    figures["pairs"], figures["pairs_ssim"] = (float(mean) for mean in means)
+    untouched = (read(path, 512) for path in find_photos(Path(config.valid_data_dir)))
+    figures["untouched"] = statistics.median(score(predictor.predict, [(photo, photo)])[0] for photo in untouched)
+    return figures
+
+
+def row(name: str, config: Config, steps: int, pairs: Path) -> dict[str, float]:
+    """Train one network and return its figures."""
+    config = dataclasses.replace(config, **{**RECIPE, **ROWS[name]})
+    batches = math.ceil(len(find_photos(Path(config.train_data_dir))) / config.batch_size)
+    config = dataclasses.replace(config, epochs=max(1, round(steps / batches)))
+    network = None
+    if name in WIRINGS:
+        torch.manual_seed(config.seed)
+        network = WIRINGS[name](config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
+    state, _, _ = train_briefly(config, network)
+    return {**judge(state.released, config, pairs), "steps": config.epochs * batches}
+
+
+def main() -> None:
+    """Run the rows that are not in the output yet and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", help="folder of normally exposed photos")
+    parser.add_argument("valid", help="another one")
+    parser.add_argument("pairs", type=Path, help="folder of sets of real pairs")
+    parser.add_argument("--steps", type=int, default=150, help="of 16 views each, rounded to whole epochs")
+    parser.add_argument("--init", default="weights/msec.safetensors", help="weights that the rows start from")
+    parser.add_argument("--row", action="append", choices=ROWS, help="row to run; repeatable (default: all)")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation.jsonl"), help="where finished rows are kept")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of conf.json")
+    arguments = parser.parse_args()
+    options = [f"train_data_dir={arguments.train}", f"valid_data_dir={arguments.valid}"]
+    config = load_config("conf.json", [f"init_weights={arguments.init}", *arguments.set, *options])
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
+    done = {entry["row"]: entry for entry in map(json.loads, lines)}
+    for name in arguments.row or ROWS:
+        if name not in done:
+            done[name] = {"row": name, **row(name, config, arguments.steps, arguments.pairs)}
+            with arguments.output.open("a") as file:
+                file.write(json.dumps(done[name]) + "\n")
+        print(json.dumps(done[name]), file=sys.stderr, flush=True)
+    print("| | steps | jittered, dB | by a camera, dB | pairs, dB / SSIM | untouched, median dB |\n" + "|---" * 6 + "|")
+    for name in filter(done.__contains__, ROWS):
+        steps, jitter, camera, pairs, ssim, untouched = (done[name][key] for key in ("steps", *COLUMNS))
+        print(f"| {name} | {steps} | {jitter:.2f} | {camera:.2f} | {pairs:.2f} / {ssim:.3f} | {untouched:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

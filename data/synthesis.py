@@ -1,0 +1,46 @@
+"""From a batch of views to inputs and targets, on the model's device."""
+
+import torch
+from torch import Tensor
+
+from utils.colour import luma
+from utils.device import Arithmetic
+from utils.metrics import quantise
+
+from .camera import camera
+from .color_jitter import color_jitter
+from .dataset import DEVELOPED, UNTOUCHED, Batch
+
+
+def make_pairs(batch: Batch, arithmetic: Arithmetic, normalise_targets: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return a batch's inputs, real or synthesised, and its targets, `(B, 3, H, W)` in [0, 1] on the device.
+
+    Synthesised inputs are rounded to 8 bits, like the files that the network will meet: what is lost is lost. Their
+    targets are brought `normalise_targets` of the way to one mean brightness.
+    """
+    targets = arithmetic.photos(batch.photos)
+    factors, orders = (draws.to(arithmetic.device, non_blocking=True) for draws in (batch.factors, batch.orders))
+    inputs = quantise(color_jitter(targets, factors, orders))
+    untouched = (batch.kinds == UNTOUCHED).to(arithmetic.device, non_blocking=True)
+    inputs = torch.where(untouched[:, None, None, None], targets, inputs)
+    developed = (batch.kinds == DEVELOPED).nonzero().flatten()
+    if len(developed):
+        index = developed.to(arithmetic.device, non_blocking=True)
+        inputs = inputs.index_copy(0, index, quantise(camera(targets[index], batch.camera[developed])))
+    is_given = untouched  # photos and real pairs stay as they are
+    if batch.inputs.numel():
+        is_pair = batch.is_pair.to(arithmetic.device, non_blocking=True)
+        inputs = torch.where(is_pair[:, None, None, None], arithmetic.photos(batch.inputs), inputs)
+        is_given = is_given | is_pair
+    if normalise_targets:
+        targets = torch.where(is_given[:, None, None, None], targets, normalise(targets, normalise_targets))
+    return inputs.contiguous(memory_format=arithmetic.memory_format), targets
+
+
+def normalise(photos: Tensor, share: float, mean: float = 0.44) -> Tensor:
+    """Return photos `(B, 3, H, W)` raised to powers that bring their mean luma that share of the way to `mean`."""
+    level = luma(photos).mean(dim=(2, 3), keepdim=True).clamp(0.01, 0.99)
+    wanted, power = level + share * (mean - level), torch.ones_like(level)
+    for _ in range(3):
+        power = power * wanted.log() / luma(photos**power).mean(dim=(2, 3), keepdim=True).clamp(0.01, 0.99).log()
+    return photos**power
