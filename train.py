@@ -307,20 +307,25 @@ def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
         crop_min_mean=config.crop_min_mean,
         cache=PhotoCache(config.photo_cache_dir, limit=int(config.photo_cache_gigabytes * 1e9)),
         pairs=open_pairs(config, training=training),
-        camera_range=CameraRange(
-            ev=(config.camera_ev_min, config.camera_ev_max),
-            least_ev=config.camera_ev_least,
-            is_metered=config.camera_metered,
-            local_ev=config.camera_local_ev,
-            noise=config.camera_noise,
-            white_balance=config.camera_white_balance,
-            gamma=config.camera_gamma,
-            contrast=config.camera_contrast,
-            saturation=config.camera_saturation,
-            quality=config.camera_jpeg,
-        ),
+        camera_range=camera_range(config),
         camera_share={"color_jitter": 0.0, "camera": 1.0, "mixture": 0.5}[config.degradation],
         identity_share=config.identity_share,
+    )
+
+
+def camera_range(config: Config) -> CameraRange:
+    """Return from what the exposures and developments of a camera are drawn."""
+    return CameraRange(
+        ev=(config.camera_ev_min, config.camera_ev_max),
+        least_ev=config.camera_ev_least,
+        is_metered=config.camera_metered,
+        local_ev=config.camera_local_ev,
+        noise=config.camera_noise,
+        white_balance=config.camera_white_balance,
+        gamma=config.camera_gamma,
+        contrast=config.camera_contrast,
+        saturation=config.camera_saturation,
+        quality=config.camera_jpeg,
     )
 
 

@@ -1,9 +1,9 @@
-"""Compare recipes of training: equal steps, photos, seed and learning rates, one change at a time.
+"""Compare recipes of training: conf.json's and single changes of it, with equal steps, photos, seed and learning rate.
 
-Most rows start from released weights (`--init`) and show what a change does to a network that has learnt; the rows
+Most rows start from trained weights (`--init`) and show what a change does to a network that has learnt; the rows
 "untrained" start from nothing. Every network is judged at the size of its views, on three kinds of photos: validation
-photos mis-exposed by the jitter and by the camera of the first row, real pairs (as benchmarks/pairs.py), and the
-validation photos as they are, which should stay so. Finished rows are kept in `--output` and not run again.
+photos mis-exposed by conf.json's jitter and camera, real pairs (as benchmarks/pairs.py), and the validation photos as
+they are, which should stay so. Finished rows are kept in `--output` and not run again.
 
 example:
   python benchmarks/ablation.py data/train data/valid PAIRS --steps 150
@@ -29,7 +29,7 @@ from benchmarks.short_run import train_briefly
 from evaluate import read
 from models.generator import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
-from train import build_loader, open_folder, validate
+from train import build_loader, open_folder, validate, warm_start
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 from utils.photo import find_photos
@@ -80,42 +80,21 @@ class PlainUpConvolution(Generator):
         return [x, *outputs[::-1]]
 
 
-RECIPE: dict[str, Any] = {
-    "batch_size": 16,
-    "image_size": (128, 128),
-    "working_size": 128,
-    "stages": (),
-    "conv": "plain",
-    "init_lr": 3e-4,
-    "final_lr": 1e-6,
-    "degradation": "mixture",
-    "camera_metered": True,
-    "camera_ev_least": 0.8,
-    "camera_ev_max": 3.0,
-    "camera_gamma": 0.25,
-    "identity_share": 0.2,
-    "normalise_targets": 0.0,
-    "clipped_weight": 1.0,
-    "ema_decay": 0.0,
-    "ssim_weight": 0.0,
-    "colour_weight": 0.0,
-}
-"""What every row shares but for its own change."""
-
+START = "the weights that all start from"
 ROWS: dict[str, dict[str, Any]] = {
-    "recipe: mixture, metered, gap of 0.8 EV, 20 % as they are, L1, 128 px": {},
+    START: {},
+    "conf.json": {},
     "colour jitter alone": {"degradation": "color_jitter"},
     "camera alone": {"degradation": "camera"},
     "EV from the photo's own exposure": {"camera_metered": False},
-    "no gap": {"camera_ev_least": 0.0},
-    "none as they are": {"identity_share": 0.0},
-    "targets half normalised": {"normalise_targets": 0.5},
-    "targets normalised": {"normalise_targets": 1.0},
-    "clipped pixels count 0.3": {"clipped_weight": 0.3},
+    "no gap of EV": {"camera_ev_least": 0.0},
+    "no photos as they are": {"identity_share": 0.0},
+    "targets as they are": {"normalise_targets": 0.0},
+    "clipped pixels count wholly": {"clipped_weight": 1.0},
     "clipped pixels masked": {"clipped_weight": 0.0},
     "L1 + 0.2 SSIM": {"ssim_weight": 0.2},
     "L1 + 0.2 SSIM + colour": {"ssim_weight": 0.2, "colour_weight": 1.0},
-    "average of the weights (0.98 a step)": {"ema_decay": 0.98},
+    "no average of the weights": {"ema_decay": 0.0},
     "DAConv": {"conv": "daconv"},
     "192 px": {"image_size": (192, 192), "working_size": 192},
     "256 px": {"image_size": (256, 256), "working_size": 256},
@@ -124,7 +103,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "untrained, the figure's wiring with T alone": {"init_weights": ""},
     "untrained, the source's wiring": {"init_weights": ""},
 }
-"""Name of each row and its change."""
+"""Name of each row and how it differs from conf.json."""
 
 WIRINGS = {
     "untrained, the figure's wiring with T alone": PlainUpConvolution,
@@ -133,14 +112,13 @@ WIRINGS = {
 COLUMNS = ("jitter", "camera", "pairs", "pairs_ssim", "untouched")
 
 
-def judge(network: nn.Module, config: Config, pairs: Path) -> dict[str, float]:
-    """Return the figures of a network at the working size of `config`."""
+def judge(network: nn.Module, base: Config, config: Config, pairs: Path) -> dict[str, float]:
+    """Return the figures of a network at the sizes of `config`; mis-exposure is that of `base`."""
     failures, arithmetic = FailureLog(), Arithmetic(config.precision)
     predictor = Predictor(network, config.working_size, arithmetic)
     figures = {}
     for name, degradation in (("jitter", "color_jitter"), ("camera", "camera")):
-        changes = {**RECIPE, "degradation": degradation, "image_size": config.image_size}
-        changed = dataclasses.replace(config, **changes)
+        changed = dataclasses.replace(base, degradation=degradation, image_size=config.image_size)
         photos = open_folder(changed, config.valid_data_dir, training=False)
         loader, _ = build_loader(changed, photos, config.batch_size, arithmetic)
         figures[name] = validate(network, loader, arithmetic, failures)[0]["valid_psnr"]
@@ -152,17 +130,19 @@ def judge(network: nn.Module, config: Config, pairs: Path) -> dict[str, float]:
     return figures
 
 
-def row(name: str, config: Config, steps: int, pairs: Path) -> dict[str, float]:
+def row(name: str, base: Config, steps: int, pairs: Path) -> dict[str, float]:
     """Train one network and return its figures."""
-    config = dataclasses.replace(config, **{**RECIPE, **ROWS[name]})
-    batches = math.ceil(len(find_photos(Path(config.train_data_dir))) / config.batch_size)
-    config = dataclasses.replace(config, epochs=max(1, round(steps / batches)))
+    batches = math.ceil(len(find_photos(Path(base.train_data_dir))) / base.batch_size)
+    epochs = max(1, round(steps / batches))
+    config = dataclasses.replace(base, epochs=epochs, **ROWS[name])
+    if name == START:
+        return {**judge(warm_start(config), base, config, pairs), "steps": 0}
     network = None
     if name in WIRINGS:
         torch.manual_seed(config.seed)
         network = WIRINGS[name](config.layer_count_of_every_unet, config.first_layer_out_channels_of_every_unet)
     state, _, _ = train_briefly(config, network)
-    return {**judge(state.released, config, pairs), "steps": config.epochs * batches}
+    return {**judge(state.released, base, config, pairs), "steps": epochs * batches}
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 Linear light is sRGB (IEC 61966-2-1) decoded, multiplied by 2^EV, clipped, encoded again and stored as JPEG.
 
-example:
+examples:
   python benchmarks/examples.py PHOTOS data/examples
+  python benchmarks/examples.py PHOTOS twelve --hard
 """
 
 import argparse
@@ -29,6 +30,13 @@ EXAMPLES = {
     "detectron_33823288584-1d21cf0a26-k": ("cyclists", 1.25),
 }
 """Source photo: name of the example and its exposure shift in EV."""
+HARD = {
+    "budgie_beacon-street-sunset": ("sunset", 0.0),
+    "kodak_20": ("airplane", 0.0),
+    "kodak_12": ("beach", 3.0),
+    "kodak_18": ("woman", -5.0),
+}
+"""Four more where little or nothing can be won: two good photos, one clipped widely, one with a few levels left."""
 
 
 def expose(image: Image.Image, stops: float) -> Image.Image:
@@ -42,8 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder of the source photos")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--hard", action="store_true", help="write four hard ones as well")
     arguments = parser.parse_args()
-    for source, (name, stops) in EXAMPLES.items():
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for source, (name, stops) in {**EXAMPLES, **(HARD if arguments.hard else {})}.items():
         with Image.open(arguments.photos / f"{source}.jpg") as image:
             expose(image.convert("RGB"), stops).save(
                 arguments.output / f"{name}_{stops:+g}ev.jpg", quality=92, subsampling=0

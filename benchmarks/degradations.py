@@ -1,0 +1,55 @@
+"""Show what the network is trained on: a picture of photos and random draws of their two mis-exposures.
+
+Each photo has two rows: itself and draws of the colour jitter, itself and draws of the camera, both of conf.json, at
+the size of the training views.
+
+example:
+  python benchmarks/degradations.py PHOTO.jpg OTHER.jpg -o docs/degradations.jpg
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from data import camera, color_jitter, draw_camera, draw_jitter
+from train import camera_range
+from utils.config import load_config
+from utils.metrics import quantise
+
+COLUMNS, GAP = 7, 4
+
+
+def main() -> None:
+    """Write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, nargs="+")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    config, rng = load_config("conf.json"), np.random.default_rng(0)
+    height, width = config.image_size
+    rows = []
+    for path in arguments.photos:
+        with Image.open(path) as image:
+            view = np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BOX))
+        photos = (torch.from_numpy(view).permute(2, 0, 1) / 255).repeat(COLUMNS, 1, 1, 1)
+        factors, orders = zip(*(draw_jitter(rng, config.color_jitter) for _ in photos), strict=True)
+        draws = [draw_camera(rng, camera_range(config)) for _ in photos]
+        jittered = color_jitter(photos, torch.stack(factors), torch.stack(orders))
+        developed = camera(photos, torch.stack(draws))
+        rows += [torch.cat((photos[:1], quantise(inputs))) for inputs in (jittered, developed)]
+    sheet = Image.new("RGB", ((COLUMNS + 1) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            pixels = (tile * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            sheet.paste(Image.fromarray(pixels), (column * (width + GAP), row * (height + GAP)))
+    sheet.save(arguments.output, quality=85)
+
+
+if __name__ == "__main__":
+    main()
