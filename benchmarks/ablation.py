@@ -84,12 +84,13 @@ START = "the weights that all start from"
 ROWS: dict[str, dict[str, Any]] = {
     START: {},
     "conf.json": {},
-    "colour jitter alone": {"degradation": "color_jitter"},
-    "camera alone": {"degradation": "camera"},
+    "colour jitter": {"degradation": "color_jitter"},
+    "mixture, half colour jitter": {"degradation": "mixture"},
+    "stronger local maps, curves and contrast": {"camera_local_ev": 1.2, "camera_gamma": 0.4, "camera_contrast": 0.5},
     "EV from the photo's own exposure": {"camera_metered": False},
     "no gap of EV": {"camera_ev_least": 0.0},
     "no photos as they are": {"identity_share": 0.0},
-    "targets as they are": {"normalise_targets": 0.0},
+    "targets of any brightness": {"normalise_targets": 0.0},
     "clipped pixels count wholly": {"clipped_weight": 1.0},
     "clipped pixels masked": {"clipped_weight": 0.0},
     "L1 + 0.2 SSIM": {"ssim_weight": 0.2},
@@ -117,7 +118,8 @@ def judge(network: nn.Module, base: Config, config: Config, pairs: Path) -> dict
     failures, arithmetic = FailureLog(), Arithmetic(config.precision)
     predictor = Predictor(network, config.working_size, arithmetic)
     figures = {}
-    for name, degradation in (("jitter", "color_jitter"), ("camera", "camera")):
+    degradations: dict[str, Any] = {"jitter": "color_jitter", "camera": "camera"}
+    for name, degradation in degradations.items():
         changed = dataclasses.replace(base, degradation=degradation, image_size=config.image_size)
         photos = open_folder(changed, config.valid_data_dir, training=False)
         loader, _ = build_loader(changed, photos, config.batch_size, arithmetic)

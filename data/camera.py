@@ -110,7 +110,7 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     light = to_linear(photos)
     meter = MIDDLE_GREY / luma(light).mean(dim=(2, 3), keepdim=True).clamp_min(1e-3)
     gain = torch.exp2(ev) * meter ** value["metered"] * white_balance  # (B, 3, H, W)
-    light = gain * light / (1 + value["shoulder"] * (gain - 1) * light)
+    light = expose(light, gain, value["shoulder"])
     # photons, and the electronics: beside the signal, the noise grows as light falls
     light = light + _noise(photos, seeds) * (value["noise"] * (light + 0.02)).sqrt()
     x = from_linear(light.clamp(0, 1)) ** value["gamma"]
@@ -118,6 +118,11 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     grey = luma(x)
     x = (grey + value["saturation"] * (x - grey)).clamp(0, 1)
     return torch.where(value["quality"] > 0, jpeg(x, value["quality"].clamp_min(1)), x)
+
+
+def expose(light: Tensor, gain: Tensor, shoulder: Tensor | float) -> Tensor:
+    """Return linear light, times `gain`, under a shoulder from 0 (none) to 1 (white stays white): see `camera`."""
+    return gain * light / (1 + shoulder * (gain - 1) * light)
 
 
 def jpeg(photos: Tensor, quality: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from utils.colour import luma
+from utils.colour import from_linear, luma, to_linear
 from utils.device import Arithmetic
 from utils.metrics import quantise
 
-from .camera import camera
+from .camera import camera, expose
 from .color_jitter import color_jitter
 from .dataset import DEVELOPED, UNTOUCHED, Batch
 
@@ -38,9 +38,15 @@ def make_pairs(batch: Batch, arithmetic: Arithmetic, normalise_targets: float = 
 
 
 def normalise(photos: Tensor, share: float, mean: float = 0.44) -> Tensor:
-    """Return photos `(B, 3, H, W)` raised to powers that bring their mean luma that share of the way to `mean`."""
+    """Return photos `(B, 3, H, W)` re-exposed so that their mean luma comes that share of the way to `mean`.
+
+    The exposure is that of `camera` with a full shoulder, whose black stays black and whose white stays white.
+    """
     level = luma(photos).mean(dim=(2, 3), keepdim=True).clamp(0.01, 0.99)
-    wanted, power = level + share * (mean - level), torch.ones_like(level)
-    for _ in range(3):
-        power = power * wanted.log() / luma(photos**power).mean(dim=(2, 3), keepdim=True).clamp(0.01, 0.99).log()
-    return photos**power
+    wanted, light, result = level + share * (mean - level), to_linear(photos), photos
+    gain = torch.ones_like(level)
+    for _ in range(8):  # towards the gain, in steps by the ratio of odds
+        now = luma(result).mean(dim=(2, 3), keepdim=True).clamp(0.01, 0.99)
+        gain = gain * (wanted / (1 - wanted) * (1 - now) / now) ** 2
+        result = from_linear(expose(light, gain, 1.0))
+    return result

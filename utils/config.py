@@ -177,7 +177,7 @@ class Config:
     """Share of the training views that are not mis-exposed, so that good photos stay as they are."""
 
     normalise_targets: float = _between(0, 1, default=0.0)
-    """How far the targets of synthesised inputs are brought, by a gamma, to the same mean brightness; 1: wholly."""
+    """How far the targets of synthesised inputs are re-exposed towards one mean brightness; 1: wholly."""
 
     clipped_weight: float = _between(0, 1, default=1.0)
     """Weight in the L1 losses of pixels whose light was lost: black or white in the input, and not in the target."""
