@@ -687,7 +687,7 @@ def weighted_losses(state: TrainingState, inputs: Tensor, outputs: list[Tensor],
     if config.ssim_weight:
         terms["ssim"] = config.ssim_weight * (1 - ssim(outputs[0], targets).mean())
     if config.colour_weight:
-        terms["colour_angle"] = config.colour_weight * colour_loss(outputs[0], targets)
+        terms["colour_cosine"] = config.colour_weight * colour_loss(outputs[0], targets)
     if not any(term.requires_grad for term in terms.values()):
         raise ConfigError(
             f"no loss is left to train {config.model} on: raise reconstruction_weight, pyramid_weight, ssim_weight "

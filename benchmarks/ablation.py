@@ -11,6 +11,7 @@ example:
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.pairs import pairs_of, score
+from benchmarks.pairs import pairs_of, score, sets_of
 from benchmarks.short_run import train_briefly
 from evaluate import read
 from models.generator import Generator
@@ -32,6 +33,7 @@ from models.pyramid import gaussian_expand, laplacian_pyramid
 from train import build_loader, open_folder, validate, warm_start
 from utils.config import Config, load_config
 from utils.device import Arithmetic
+from utils.files import sha256
 from utils.photo import find_photos
 from utils.predictor import Predictor
 from utils.progress import FailureLog
@@ -124,8 +126,7 @@ def judge(network: nn.Module, base: Config, config: Config, pairs: Path) -> dict
         photos = open_folder(changed, config.valid_data_dir, training=False)
         loader, _ = build_loader(changed, photos, config.batch_size, arithmetic)
         figures[name] = validate(network, loader, arithmetic, failures)[0]["valid_psnr"]
-    folders = sorted(path for path in pairs.iterdir() if (path / "input").is_dir())
-    means = np.mean([score(predictor.predict, pairs_of(folder)) for folder in folders], axis=0)
+    means = np.mean([score(predictor.predict, pairs_of(folder)) for folder in sets_of(pairs)], axis=0)
     figures["pairs"], figures["pairs_ssim"] = (float(mean) for mean in means)
     untouched = (read(path, 512) for path in find_photos(Path(config.valid_data_dir)))
     figures["untouched"] = statistics.median(score(predictor.predict, [(photo, photo)])[0] for photo in untouched)
@@ -163,10 +164,12 @@ def main() -> None:
     config = load_config("conf.json", [f"init_weights={arguments.init}", *arguments.set, *options])
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-    done = {entry["row"]: entry for entry in map(json.loads, lines)}
+    settings = [dataclasses.asdict(config), arguments.steps, sha256(Path(arguments.init)), str(arguments.pairs)]
+    digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:12]
+    done = {entry["row"]: entry for entry in map(json.loads, lines) if entry["settings"] == digest}
     for name in arguments.row or ROWS:
         if name not in done:
-            done[name] = {"row": name, **row(name, config, arguments.steps, arguments.pairs)}
+            done[name] = {"row": name, "settings": digest, **row(name, config, arguments.steps, arguments.pairs)}
             with arguments.output.open("a") as file:
                 file.write(json.dumps(done[name]) + "\n")
         print(json.dumps(done[name]), file=sys.stderr, flush=True)

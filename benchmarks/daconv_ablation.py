@@ -14,7 +14,7 @@ import dataclasses
 import statistics
 import sys
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.short_run import train_briefly
 from data import make_pairs
-from models import Network
+from train import weighted_losses
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 
@@ -69,16 +69,16 @@ def main() -> None:
 def train_once(config: Config) -> dict[str, float]:
     """Train with one configuration; return its validation figures and the training loss on the validation views."""
     state, figures, valid_loader = train_briefly(config)
-    arithmetic, network = Arithmetic(config.precision), cast(Network, state.generator)
+    arithmetic = Arithmetic(config.precision)
     loss, count = 0.0, 0
     with torch.no_grad():
         for batch in valid_loader:
             if not batch.names:
                 continue
-            inputs, targets = make_pairs(batch, arithmetic)
+            inputs, targets = make_pairs(batch, arithmetic, config.normalise_targets)
             with arithmetic.autocast():
-                outputs = network(inputs)
-            terms = network.losses(inputs, outputs, targets).values()
+                outputs = state.released(inputs)
+            terms = weighted_losses(state, inputs, outputs, targets).values()
             loss += sum(term.item() for term in terms) * len(batch.names)
             count += len(batch.names)
     return {**figures, "valid_loss": loss / count}

@@ -21,6 +21,7 @@ from data import camera, color_jitter, draw_camera, draw_jitter
 from train import camera_range
 from utils.config import load_config
 from utils.metrics import quantise
+from utils.photo import read_photo
 
 COLUMNS, GAP = 7, 4
 
@@ -35,8 +36,7 @@ def main() -> None:
     height, width = config.image_size
     rows = []
     for path in arguments.photos:
-        with Image.open(path) as image:
-            view = np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BOX))
+        view = np.array(ImageOps.fit(read_photo(path), (width, height), Image.Resampling.BOX))
         photos = (torch.from_numpy(view).permute(2, 0, 1) / 255).repeat(COLUMNS, 1, 1, 1)
         factors, orders = zip(*(draw_jitter(rng, config.color_jitter) for _ in photos), strict=True)
         draws = [draw_camera(rng, camera_range(config)) for _ in photos]

@@ -24,6 +24,11 @@ from utils.predictor import Predictor
 from utils.weights import load_weights
 
 
+def sets_of(root: Path) -> list[Path]:
+    """Return the folders of sets of pairs in a folder."""
+    return sorted(path for path in root.iterdir() if (path / "input").is_dir())
+
+
 def pairs_of(folder: Path, longest: int | None = 512) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield inputs and targets of one set."""
     for path in sorted((folder / "input").iterdir()):
@@ -55,10 +60,9 @@ def main() -> None:
     methods: dict[str, Method] = {"as it is": lambda pixels: pixels}
     for size in arguments.size or [weights.working_size]:
         methods[f"{size} px"] = Predictor(generator, size).predict
-    folders = sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir())
     print("| set | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
     table = []
-    for folder in folders:
+    for folder in sets_of(arguments.root):
         table.append([score(method, pairs_of(folder)) for method in methods.values()])
         print(f"| {folder.name} | " + " | ".join(f"{p:.2f} / {s:.3f}" for p, s in table[-1]) + " |", flush=True)
     means = np.mean(table, axis=0)

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import evaluate
+from benchmarks.pairs import sets_of
 from utils.baselines import BASELINES
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     table: dict[str, dict[str, tuple[float, float, float]]] = {}
     counts = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for folder in sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir()):
+        for folder in sets_of(arguments.root):
             output = (arguments.output or Path(temporary)) / folder.name
             with contextlib.redirect_stdout(io.StringIO()):
                 if evaluate.main(["folder", str(folder), "-o", str(output), *words]) != 0:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.pairs import pairs_of, score
+from benchmarks.pairs import pairs_of, score, sets_of
 from evaluate import Method, Pixels, read
 from models import build_generator
 from utils.colour import from_linear, to_linear
@@ -129,7 +129,7 @@ def main() -> None:
     def sets() -> list[Iterator[tuple[Pixels, Pixels]]]:
         if arguments.synthesise:
             return [synthesised(arguments.synthesise)]
-        folders = sorted(path for path in arguments.root.iterdir() if (path / "input").is_dir())
+        folders = sets_of(arguments.root)
         longest = None if arguments.own_size else 512
         return [pairs_of(folder, longest) for folder in folders if folder.name in (arguments.sets or [folder.name])]
 

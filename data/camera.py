@@ -4,6 +4,7 @@ The photo is taken back to linear light, given another exposure, and developed a
 balance, saturation, JPEG. All is drawn per photo beforehand (`draw_camera`) and applied on the device (`camera`).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.colour import from_linear, luma, to_linear
+from utils.colour import from_linear, luma, luminance, to_linear
 
 MIDDLE_GREY = 0.18
 """Linear light that a meter takes the mean of a scene for."""
@@ -40,9 +41,11 @@ class CameraRange:
     ev: tuple[float, float] = (-5.0, 2.6)
     """Largest darker and brighter exposure shift in EV; the two are drawn in proportion 3 to 2."""
     least_ev: float = 0.0
-    """Smallest shift, either way: a gap between photos that are mis-exposed and those that are not."""
+    """Smallest shift, either way, before local maps: a gap between photos that are mis-exposed and those that are
+    not. A side of `ev` that does not reach so far is not drawn."""
     is_metered: bool = False
-    """Whether the shift counts from middle grey, not from the photo's own exposure."""
+    """Whether the shift counts from the exposure that brings the view's mean light to middle grey, as a meter would
+    have it, and not from the view's own."""
     local_ev: float = 1.2
     """Largest standard deviation in EV of the knots of a local map, which every third photo gets."""
     noise: float = 1e-3
@@ -62,9 +65,9 @@ class CameraRange:
 def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
     """Draw one photo's exposure and development: float64 `(COUNT,)`."""
     low, high = ranges.ev
-    has_dark, has_bright = low < -ranges.least_ev, high > ranges.least_ev
+    has_dark, has_bright = low < 0 and low <= -ranges.least_ev, high > 0 and high >= ranges.least_ev
     is_dark = rng.uniform() < (0.6 if has_dark and has_bright else float(has_dark))
-    ev = rng.uniform(low, -ranges.least_ev) if is_dark else rng.uniform(ranges.least_ev, max(high, ranges.least_ev))
+    ev = rng.uniform(low, -ranges.least_ev) if is_dark else rng.uniform(min(ranges.least_ev, high), high)
     amount = rng.uniform(0, ranges.local_ev) * (rng.uniform() < 1 / 3)
     knots = ev + amount * rng.standard_normal(GRID * GRID)
     rest = {
@@ -95,8 +98,8 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     With y the linear light of the photo and g the gain, the exposed light is g y / (1 + k (g - 1) y). k = 0 scales
     light and clips it hard; k = 1 takes y to be what the shoulder r / (1 + r) (Reinhard et al. 2002, equation 3)
     made of the scene's r: whites stay white whatever the exposure, as lamps and windows do. k is drawn between the two.
-    A metered draw first brings the photo's mean light to middle grey, as an exposure meter does: then how bright the
-    result is says nothing about how bright the photo was.
+    A metered draw first scales the light so that its mean is middle grey, as an exposure meter does: then how bright
+    the result is says little about how bright the photo was.
     The noise is that of Foi et al. 2008, with a variance affine in the light.
     """
     seeds = draws[:, -1].tolist()
@@ -108,7 +111,7 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     ev = F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True)
     white_balance = torch.cat((value["red"], torch.ones_like(value["red"]), value["blue"]), dim=1)
     light = to_linear(photos)
-    meter = MIDDLE_GREY / luma(light).mean(dim=(2, 3), keepdim=True).clamp_min(1e-3)
+    meter = MIDDLE_GREY / luminance(light).mean(dim=(2, 3), keepdim=True).clamp_min(1e-3)
     gain = torch.exp2(ev) * meter ** value["metered"] * white_balance  # (B, 3, H, W)
     light = expose(light, gain, value["shoulder"])
     # photons, and the electronics: beside the signal, the noise grows as light falls
@@ -122,7 +125,7 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
 
 def expose(light: Tensor, gain: Tensor, shoulder: Tensor | float) -> Tensor:
     """Return linear light, times `gain`, under a shoulder from 0 (none) to 1 (white stays white): see `camera`."""
-    return gain * light / (1 + shoulder * (gain - 1) * light)
+    return gain * light / ((1 - shoulder * light) + shoulder * gain * light)  # so that white is gain / gain
 
 
 def jpeg(photos: Tensor, quality: Tensor) -> Tensor:
@@ -134,21 +137,30 @@ def jpeg(photos: Tensor, quality: Tensor) -> Tensor:
     """
     batch, _, height, width = photos.shape
     padded = F.pad(photos, (0, -width % 8, 0, -height % 8), mode="replicate") * 255
-    to_ycc = photos.new_tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    to_ycc, to_rgb, tables, dct = _jpeg_constants(photos.device, photos.dtype)
     ycc = torch.einsum("ij,bjhw->bihw", to_ycc, padded)
     ycc[:, 0] -= 128
     rows, columns = padded.shape[-2] // 8, padded.shape[-1] // 8
     blocks = ycc.reshape(batch, 3, rows, 8, columns, 8).transpose(3, 4)  # (B, 3, rows, columns, 8, 8)
-    position = torch.arange(8, device=photos.device, dtype=photos.dtype)
-    dct = 0.5 * torch.cos(math.pi / 8 * position[:, None] * (position[None] + 0.5))
-    dct[0] *= math.sqrt(0.5)
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[..., None, None]
-    table = ((photos.new_tensor(_QUANTISATION) * scale + 50) / 100).floor().clamp(1, 255)
+    table = ((tables * scale + 50) / 100).floor().clamp(1, 255)
     coefficients = (dct @ blocks @ dct.T / table).round() * table
     ycc = (dct.T @ coefficients @ dct).transpose(3, 4).reshape(padded.shape)
     ycc[:, 0] += 128
-    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(to_ycc), ycc)
+    rgb = torch.einsum("ij,bjhw->bihw", to_rgb, ycc)
     return (rgb / 255)[..., :height, :width].clamp(0, 1)
+
+
+@functools.cache
+def _jpeg_constants(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return RGB to YCbCr and back, the table of quantisation and the DCT: made once, as copying makes a GPU wait."""
+    to_ycc = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    position = torch.arange(8)
+    dct = 0.5 * torch.cos(math.pi / 8 * position[:, None] * (position[None] + 0.5))
+    dct[0] *= math.sqrt(0.5)
+    constants = to_ycc, torch.linalg.inv(to_ycc.double()), torch.tensor(_QUANTISATION), dct
+    to_ycc, to_rgb, tables, dct = (constant.to(device, dtype) for constant in constants)
+    return to_ycc, to_rgb, tables, dct
 
 
 def _noise(photos: Tensor, seeds: list[float]) -> Tensor:

@@ -51,7 +51,7 @@ class Batch:
     """Views of normally exposed photos and the draws that mis-expose them."""
 
     photos: Tensor
-    """`(B, 3, H, W)` uint8 sRGB: the targets."""
+    """`(B, 3, H, W)` uint8 sRGB: the targets, before `make_pairs` re-exposes those of synthesised inputs."""
     inputs: Tensor
     """`(B, 3, H, W)` uint8 sRGB: the mis-exposed photos of real pairs; where `is_pair` is false, the photos again.
     Empty, `(B, 0)`, if there are no pairs."""

@@ -1,9 +1,10 @@
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import REPOSITORY, picture
 from PIL import Image
 from test_train import run, same, signal_in_step, without_speed
 
@@ -11,11 +12,12 @@ import train
 from data import CameraRange, camera, draw_camera
 from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, jpeg
 from data.dataset import DEVELOPED, JITTERED, UNTOUCHED
-from data.synthesis import normalise
+from data.synthesis import MEAN, normalise
 from utils.checkpoint import load_checkpoint
-from utils.colour import from_linear, luma, to_linear
+from utils.colour import from_linear, luma, luminance, to_linear
 from utils.config import load_config
 
+RECIPE = ("degradation", "camera_metered", "identity_share", "normalise_targets", "clipped_weight", "ema_decay")
 NEUTRAL = {
     "metered": 0,
     "shoulder": 0,
@@ -51,25 +53,47 @@ def test_linear_light_is_srgbs_and_back():
 def test_a_metered_draw_does_not_tell_how_bright_the_photo_was():
     photos = torch.cat([from_linear(to_linear(photo()) * share) for share in (0.25, 0.5, 1.0)])
     metered = camera(photos, draw(-2.0, metered=1).repeat(3, 1))
-    assert luma(to_linear(metered)).mean().item() == pytest.approx(0.18 / 4, rel=1e-3)
+    assert luminance(to_linear(metered)).mean().item() == pytest.approx(0.18 / 4, rel=1e-3)
     torch.testing.assert_close(metered[0], metered[2], atol=1e-4, rtol=0)
     assert camera(torch.zeros(1, 3, 8, 8), draw(metered=1)).max() == 0
 
 
-def test_normalised_targets_have_one_brightness_and_given_photos_stay(small_config_path):
-    photos = torch.cat([photo() ** power for power in (0.4, 1.0, 2.5)])
+def test_normalised_photos_have_one_brightness_and_keep_black_and_white():
+    photos = torch.cat([photo() ** power for power in (0.5, 1.0, 2.0)])
     means = luma(photos).mean(dim=(1, 2, 3))
     for share in (0.0, 0.5, 1.0):
-        expected = means + share * (0.44 - means)
-        torch.testing.assert_close(luma(normalise(photos, share)).mean(dim=(1, 2, 3)), expected, atol=5e-3, rtol=0)
+        expected = means + share * (MEAN - means)
+        torch.testing.assert_close(luma(normalise(photos, share)).mean(dim=(1, 2, 3)), expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(normalise(photos, 0.0), photos, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_photos_that_are_mostly_black_or_white_are_not_driven_to_two_levels(value, share):
+    ramp = torch.linspace(0.2, 0.8, 64).expand(1, 3, 60, 64).clone()
+    ramp[..., : round(share * 60), :] = value
+    result = normalise(ramp, 1.0)
+    assert torch.isfinite(result).all() and 0 <= result.min() and result.max() <= 1
+    assert (result.diff(dim=-1)[..., round(share * 60) :, :] > 0).all()
+    assert (result[..., : round(share * 60), :] - value).abs().max() < 1e-5
+
+
+def test_targets_are_normalised_in_training_where_the_input_is_synthesised(small_config_path, monkeypatch):
     config = load_config(small_config_path, ["degradation=camera", "identity_share=0.5", "batch_size=10"])
     dataset, arithmetic = train.open_folder(config, config.train_data_dir, training=True), train.Arithmetic("float32")
     batch = next(iter(train.build_loader(config, dataset, 10, arithmetic)[0]))
     inputs, targets = train.make_pairs(batch, arithmetic, 1.0)
-    same_inputs, as_they_were = train.make_pairs(batch, arithmetic)
-    assert torch.equal(inputs, same_inputs)  # brought to one brightness after the input is made
-    stays = (targets == as_they_were).flatten(1).all(dim=1)
+    same_inputs, photos = train.make_pairs(batch, arithmetic)
+    assert torch.equal(inputs, same_inputs)
+    stays = (targets == photos).flatten(1).all(dim=1)
     assert torch.equal(stays, batch.kinds == UNTOUCHED) and 0 < stays.sum() < 10
+    assert torch.equal(photos, arithmetic.photos(batch.photos))
+
+    shares = []
+    original = train.make_pairs
+    monkeypatch.setattr(train, "make_pairs", lambda *a: shares.append(a[2:]) or original(*a))
+    assert run(small_config_path, "epochs=1", "normalise_targets=0.7") == 0
+    assert (0.7,) in shares and shares[-1] == ()  # training, then validation
 
 
 @pytest.mark.parametrize("ev", [-3.0, -1.0, 0.5])
@@ -155,6 +179,8 @@ def test_draws_cover_their_ranges():
         assert (ev < 0).double().mean() == dark
     ev = torch.stack([draw_camera(rng, CameraRange(local_ev=0.0, least_ev=0.8)) for _ in range(500)])[:, 0]
     assert 0.8 <= ev.abs().min() < 0.9 and ev.min() < -4.9 and ev.max() > 2.5
+    edges = CameraRange((-2.0, 0.0), least_ev=2.0, local_ev=0.0)
+    assert {draw_camera(rng, edges)[0].item() for _ in range(20)} == {-2.0}
     ev = torch.stack([draw_camera(rng, CameraRange((-3.0, 0.5), least_ev=0.8, local_ev=0.0)) for _ in range(50)])[:, 0]
     assert ev.max() <= -0.8  # nothing bright is far enough
 
@@ -177,8 +203,11 @@ def test_a_batch_holds_the_shares_that_were_asked_for(small_config_path):
     assert torch.equal(inputs, again)
 
 
-def test_a_run_with_a_camera_resumes_to_the_same_end(small_config_path, photos, monkeypatch):
-    options = ("degradation=camera", "identity_share=0.3", "epochs=2", "begin_use_adv_loss_epoch=9")
+def test_a_run_of_the_repositorys_recipe_resumes_to_the_same_end(small_config_path, photos, monkeypatch):
+    shown = json.loads((REPOSITORY / "conf.json").read_text())
+    recipe = [f"{key}={value}" for key, value in shown.items() if key.startswith("camera_ev")]
+    recipe += [f"{key}={json.dumps(shown[key])}" for key in RECIPE]
+    options = (*recipe, "epochs=2", "begin_use_adv_loss_epoch=9")
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
     with monkeypatch.context() as patch:
         signal_in_step(patch, 4)

@@ -34,6 +34,7 @@ def test_overrides_are_typed(small_config_path):
         ({"epoch": 3}, ["epoch = 3", "did you mean epochs?"]),
         ({"cuda_visible_devices": "0"}, ["did you mean CUDA_VISIBLE_DEVICES?"]),
         ({"epochs": 0}, ["epochs = 0", "at least 1"]),
+        ({"camera_ev_least": 6}, ["camera_ev_least = 6", "camera_ev_min = -5", "lower it"]),
         ({"epochs": 2.5}, ["epochs = 2.5", "whole number"]),
         ({"epochs": True}, ["epochs = true", "whole number"]),
         ({"epochs": "3"}, ['epochs = "3"', "whole number"]),

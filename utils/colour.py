@@ -19,7 +19,12 @@ def from_linear(light: Tensor) -> Tensor:
 
 def luma(srgb: Tensor) -> Tensor:
     """Return the luma `(..., 1, H, W)` of sRGB in [0, 1], with the weights of ITU-R BT.601."""
-    return _mix(((0.299, 0.587, 0.114),), srgb)
+    return _weigh(srgb, 0.299, 0.587, 0.114)
+
+
+def luminance(light: Tensor) -> Tensor:
+    """Return the luminance `(..., 1, H, W)` of linear light in [0, 1], with the weights of ITU-R BT.709."""
+    return _weigh(light, 0.2126, 0.7152, 0.0722)
 
 
 def to_lab(srgb: Tensor) -> Tensor:
@@ -43,3 +48,7 @@ def from_lab(lab: Tensor) -> Tensor:
 def _mix(matrix: object, channels: Tensor) -> Tensor:
     """Return the matrix's products with the channels of every pixel."""
     return torch.einsum("ij,...jhw->...ihw", channels.new_tensor(matrix), channels)
+
+
+def _weigh(channels: Tensor, first: float, second: float, third: float) -> Tensor:
+    return first * channels[..., :1, :, :] + second * channels[..., 1:2, :, :] + third * channels[..., 2:, :, :]

@@ -146,11 +146,12 @@ class Config:
     """Camera: brightest exposure shift in EV."""
 
     camera_ev_least: float = _between(0, 10, default=0.0)
-    """Camera: smallest exposure shift in EV, either way: a gap between mis-exposed photos and good ones."""
+    """Camera: smallest exposure shift in EV, either way, before local maps: a gap between mis-exposed photos and good
+    ones. A side that does not reach so far is not drawn."""
 
     camera_metered: bool = False
-    """Camera: whether shifts count from middle grey instead of from the photo's own exposure, so that how bright an
-    input is says nothing about its target."""
+    """Camera: whether shifts count from the exposure that brings a view's mean light to middle grey instead of from its
+    own, so that how bright an input is says little about its target."""
 
     camera_local_ev: float = _between(0, 5, default=1.2)
     """Camera: largest deviation in EV of a smooth local exposure map, which every third photo gets."""
@@ -177,7 +178,8 @@ class Config:
     """Share of the training views that are not mis-exposed, so that good photos stay as they are."""
 
     normalise_targets: float = _between(0, 1, default=0.0)
-    """How far the targets of synthesised inputs are re-exposed towards one mean brightness; 1: wholly."""
+    """How far the targets of synthesised inputs are re-exposed towards a mean luma of 0.44 in training, as the input
+    seldom tells how bright its photo was; 1: wholly. Validation keeps the photos."""
 
     clipped_weight: float = _between(0, 1, default=1.0)
     """Weight in the L1 losses of pixels whose light was lost: black or white in the input, and not in the target."""
