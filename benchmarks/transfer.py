@@ -27,7 +27,7 @@ from evaluate import Method, Pixels, read
 from models import build_generator
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
-from utils.full_resolution import apply_affine, local_affine
+from utils.full_resolution import apply_affine, keep_whites, local_affine
 from utils.photo import find_photos
 from utils.weights import load_weights
 
@@ -40,14 +40,15 @@ def resize(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
     return (large[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def affine(share: float, epsilon: float, *, pull_to_gain: bool = True) -> Transfer:
+def affine(share: float, epsilon: float, *, pull_to_gain: bool = True, whites: bool = False) -> Transfer:
     """Return the local affine transfer with windows of `share` of the longest side.
 
-    `pull_to_gain=False` is the guided filter as published: `scale` is pulled towards 0.
+    `pull_to_gain=False` is the guided filter as published: `scale` is pulled towards 0. With `whites`, whites are kept.
     """
 
     def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
         radius = max(round(max(small.shape[-2:]) * share), 1)
+        corrected = keep_whites(small, corrected) if whites else corrected
         if pull_to_gain:
             scale, offset = local_affine(small, corrected, radius, epsilon)
         else:
@@ -140,6 +141,7 @@ def main() -> None:
         transfers[f"ours, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon)
     for radius in (8, 16, 64):
         transfers[f"ours, radius 1/{radius}, eps 1e-05"] = affine(1 / radius, 1e-5)
+    transfers["ours, radius 1/8, eps 1e-05, whites kept"] = affine(1 / 8, 1e-5, whites=True)
     cases = [
         (f"{size} px", name, method(generator, arithmetic, size, transfer))
         for size in arguments.size

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from conftest import picture
 
 from utils import full_resolution
-from utils.full_resolution import apply_affine, local_affine
+from utils.full_resolution import apply_affine, keep_whites, local_affine
 
 
 def applied(pixels, scale, offset):
@@ -35,6 +35,19 @@ def test_a_gain_is_carried_over_exactly(gain):
     scale, offset = local_affine(small, gain * small, radius=2, epsilon=1e-4)
     result = applied(pixels, scale[0], offset[0])
     assert np.abs(result - np.clip(gain * pixels, 0, 255)).max() <= 1
+
+
+def test_whites_stay_nearly_white_and_all_else_is_left_alone():
+    ramp = torch.linspace(0.5, 1, 101).expand(1, 3, 4, 101).clone()
+    darker = 0.6 * ramp
+    result = keep_whites(ramp, darker)
+    assert torch.equal(result[..., :90], darker[..., :90])  # up to 0.95
+    assert result[..., -1].min().item() == pytest.approx(0.6 + 0.7 * 0.4)
+    assert (result.diff(dim=-1) > 0).all()  # no order of brightness is turned round
+    coloured = ramp.clone()
+    coloured[:, 2] = 0.5  # a yellow is not white
+    assert torch.equal(keep_whites(coloured, 0.6 * coloured), 0.6 * coloured)
+    assert torch.equal(keep_whites(ramp, (ramp + 0.1).clamp(0, 1)), (ramp + 0.1).clamp(0, 1))
 
 
 def test_dark_detail_is_not_blurred():

@@ -25,6 +25,21 @@ MAX_GAIN = 32.0
 """Five stops: a bound on the local gain where the photo is black."""
 
 
+WHITE_FROM, WHITE_KEPT = 0.95, 0.7
+"""Value of the darkest channel from which a pixel counts as white, and how much of its whiteness white keeps."""
+
+
+def keep_whites(photo: Tensor, corrected: Tensor) -> Tensor:
+    """Return `corrected` with what was white in `photo` brought back towards white where it was made darker.
+
+    Where every channel is clipped nothing is known, and the average of what might have been there, which a network
+    learns, is a grey sky. Both are `(B, 3, H, W)` in [0, 1].
+    """
+    whiteness = ((photo.amin(dim=1, keepdim=True) - WHITE_FROM) / (1 - WHITE_FROM)).clamp(0, 1)
+    share = WHITE_KEPT * whiteness.square() * (3 - 2 * whiteness)
+    return corrected + share * (photo - corrected).clamp_min(0)
+
+
 def local_affine(guide: Tensor, target: Tensor, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
     """Fit `target = scale * guide + offset` in square windows and average the windows that see a pixel.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models import build_generator
 
 from .device import Arithmetic
-from .full_resolution import apply_affine, local_affine
+from .full_resolution import apply_affine, keep_whites, local_affine
 from .photo import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 from .weights import WeightsError, load_weights
 
@@ -168,7 +168,7 @@ class Predictor:
         small = shrink(pixels, self.size)
         photo = to_srgb(small, profile)
         seen = _to_tensor(photo)
-        corrected = self._run(seen)
+        corrected = keep_whites(seen, self._run(seen))
         guide, target = _to_tensor(small), corrected
         if small.mode == "L" and profile is None:
             target = corrected.mean(dim=1, keepdim=True)
