@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.pairs import pairs_of, score, sets_of
+from benchmarks.pairs import pairs_of, score, sets_of, untouched
 from benchmarks.short_run import train_briefly
-from evaluate import read
 from models.generator import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
 from train import build_loader, open_folder, validate, warm_start
@@ -99,12 +98,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "L1 + 0.2 SSIM + colour": {"ssim_weight": 0.2, "colour_weight": 1.0},
     "no average of the weights": {"ema_decay": 0.0},
     "DAConv": {"conv": "daconv"},
-    "192 px": {"image_size": (192, 192), "working_size": 192},
-    "256 px": {"image_size": (256, 256), "working_size": 256},
-    "384 px": {"image_size": (384, 384), "working_size": 384},
     "untrained": {"init_weights": ""},
     "untrained, the figure's wiring with T alone": {"init_weights": ""},
     "untrained, the source's wiring": {"init_weights": ""},
+    "192 px": {"image_size": (192, 192), "working_size": 192},
+    "256 px": {"image_size": (256, 256), "working_size": 256},
+    "384 px": {"image_size": (384, 384), "working_size": 384},
 }
 """Name of each row and how it differs from conf.json."""
 
@@ -128,8 +127,7 @@ def judge(network: nn.Module, base: Config, config: Config, pairs: Path) -> dict
         figures[name] = validate(network, loader, arithmetic, failures)[0]["valid_psnr"]
     means = np.mean([score(predictor.predict, pairs_of(folder)) for folder in sets_of(pairs)], axis=0)
     figures["pairs"], figures["pairs_ssim"] = (float(mean) for mean in means)
-    untouched = (read(path, 512) for path in find_photos(Path(config.valid_data_dir)))
-    figures["untouched"] = statistics.median(score(predictor.predict, [(photo, photo)])[0] for photo in untouched)
+    figures["untouched"] = statistics.median(untouched(predictor.predict, Path(config.valid_data_dir)))
     return figures
 
 

@@ -1,10 +1,12 @@
 """Score weights on folders of real pairs, SET/input and SET/gt with equal names, by one stated protocol.
 
 Input and target are reduced to a longest side of 512 px (Lanczos), the input is corrected as predict.py does it, and
-PSNR and SSIM are means over RGB images of 8 bits; the last row is the mean over the sets.
+PSNR and SSIM are means over RGB images of 8 bits; the last row is the mean over the sets. `--untouched` asks instead
+how much of well-exposed photos survives: the PSNR between them, reduced likewise, and their corrections.
 
-example:
+examples:
   python benchmarks/pairs.py PAIRS -w weights/msec.safetensors --size 128 --size 256
+  python benchmarks/pairs.py --untouched PHOTOS
 """
 
 import argparse
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from evaluate import Method, Pixels, read
 from models import build_generator
 from utils.metrics import psnr, ssim
+from utils.photo import find_photos
 from utils.predictor import Predictor
 from utils.weights import load_weights
 
@@ -47,19 +50,36 @@ def score(method: Method, pairs: Iterable[tuple[Pixels, Pixels]]) -> tuple[float
     return float(np.mean([s[0] for s in scores])), float(np.mean([s[1] for s in scores]))
 
 
+def untouched(method: Method, folder: Path) -> list[float]:
+    """Return the PSNR between each photo of a folder and what a method makes of it."""
+    photos = (read(path, 512) for path in find_photos(folder))
+    return [score(method, [(photo, photo)])[0] for photo in photos]
+
+
 def main() -> None:
     """Print a table: a row per set, a column per working size, beside the photo as it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder of sets")
+    parser.add_argument("root", type=Path, nargs="?", help="folder of sets")
+    parser.add_argument("--untouched", type=Path, metavar="PHOTOS", help="folder of well-exposed photos")
     parser.add_argument("-w", "--weights", type=Path, default=Path("weights/msec.safetensors"))
     parser.add_argument("--size", type=int, action="append", help="working size; repeatable (default: the weights')")
     arguments = parser.parse_args()
+    if (arguments.root is None) == (arguments.untouched is None):
+        parser.error("give a folder of sets, or --untouched PHOTOS")
     weights = load_weights(arguments.weights)
     generator = build_generator(weights.architecture)
     generator.load_state_dict(weights.state)
     methods: dict[str, Method] = {"as it is": lambda pixels: pixels}
     for size in arguments.size or [weights.working_size]:
         methods[f"{size} px"] = Predictor(generator, size).predict
+    if arguments.untouched:
+        for name, method in list(methods.items())[1:]:
+            values = untouched(method, arguments.untouched)
+            lowest, median = np.quantile(values, [0.1, 0.5])
+            print(
+                f"{name}: {len(values)} photos, median {median:.2f} dB, mean {np.mean(values):.2f}, tenth {lowest:.2f}"
+            )
+        return
     print("| set | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
     table = []
     for folder in sets_of(arguments.root):
