@@ -161,8 +161,10 @@ def main() -> None:
     options = [f"train_data_dir={arguments.train}", f"valid_data_dir={arguments.valid}"]
     config = load_config("conf.json", [f"init_weights={arguments.init}", *arguments.set, *options])
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-    settings = [dataclasses.asdict(config), arguments.steps, sha256(Path(arguments.init)), str(arguments.pairs)]
+    text = arguments.output.read_text() if arguments.output.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have cut the last one short
+    code = [sha256(path) for folder in ("data", "models", "utils") for path in sorted(Path(folder).glob("*.py"))]
+    settings = [dataclasses.asdict(config), arguments.steps, sha256(Path(arguments.init)), str(arguments.pairs), code]
     digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:12]
     done = {entry["row"]: entry for entry in map(json.loads, lines) if entry["settings"] == digest}
     for name in arguments.row or ROWS:

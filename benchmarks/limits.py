@@ -1,9 +1,9 @@
 """Ask what the error of a correction is made of: what a change of the whole photo, with the target in sight, would win.
 
-On folders of real pairs, as benchmarks/pairs.py takes them: PSNR of the photo, of the correction, and of the correction
-after the best gamma, after the best gain and offset for all channels and for each, and after the best polynomial of
-degree five for each channel. What a gamma wins is error in how bright the photo should be. Then how far the brightness
-of photos, targets and corrections goes together.
+On folders of real pairs, as benchmarks/pairs.py takes them: PSNR of the photo, alone and after the best gamma; of the
+correction, and of it after the best gamma, after the best gain and offset for all channels and for each, and after the
+best polynomial of degree five for each channel. What a gamma wins is error in how bright the photo should be. Then how
+far the brightness of photos, targets and corrections goes together.
 
 example:
   python benchmarks/limits.py PAIRS
@@ -66,13 +66,14 @@ def main() -> None:
     parser.add_argument("-w", "--weights", type=Path, default=Path("weights/msec.safetensors"))
     arguments = parser.parse_args()
     predictor = Predictor.from_weights(arguments.weights)
-    print("| set | as it is | " + " | ".join(ORACLES) + " |\n" + "|---" * (2 + len(ORACLES)) + "|")
+    print("| set | as it is | its best gamma | " + " | ".join(ORACLES) + " |\n" + "|---" * (3 + len(ORACLES)) + "|")
     table, means = [], []
     for folder in sets_of(arguments.root):
         rows = []
         for pixels, wanted in pairs_of(folder):
             photo, result, target = (array / 255.0 for array in (pixels, predictor.predict(pixels), wanted))
-            rows.append([decibels(photo, target), *(decibels(f(result, target), target) for f in ORACLES.values())])
+            alone = [decibels(photo, target), decibels(best_gamma(photo, target), target)]
+            rows.append([*alone, *(decibels(f(result, target), target) for f in ORACLES.values())])
             means.append([array.mean() for array in (photo, result, target)])
         table.append(np.mean(rows, axis=0))
         print(f"| {folder.name} | " + " | ".join(f"{value:.2f}" for value in table[-1]) + " |", flush=True)

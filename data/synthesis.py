@@ -13,7 +13,7 @@ from .color_jitter import color_jitter
 from .dataset import DEVELOPED, UNTOUCHED, Batch
 
 MEAN = 0.44
-"""Mean luma of well-exposed photos: that of the training photos, and of the targets of eight sets of real pairs."""
+"""Mean luma of well-exposed photos: that of the training photos, and nearly that of the targets of real pairs."""
 
 
 def make_pairs(batch: Batch, arithmetic: Arithmetic, normalise_targets: float = 0.0) -> tuple[Tensor, Tensor]:
