@@ -317,15 +317,20 @@ def camera_range(config: Config) -> CameraRange:
     """Return from what the exposures and developments of a camera are drawn."""
     return CameraRange(
         ev=(config.camera_ev_min, config.camera_ev_max),
+        dark_share=config.camera_dark_share,
         least_ev=config.camera_ev_least,
         is_metered=config.camera_metered,
         local_ev=config.camera_local_ev,
+        local_share=config.camera_local_share,
+        shoulder=config.camera_shoulder,
         noise=config.camera_noise,
+        noise_share=config.camera_noise_share,
         white_balance=config.camera_white_balance,
         gamma=config.camera_gamma,
         contrast=config.camera_contrast,
         saturation=config.camera_saturation,
         quality=config.camera_jpeg,
+        jpeg_share=config.camera_jpeg_share,
     )
 
 

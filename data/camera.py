@@ -39,7 +39,9 @@ class CameraRange:
     """From what a draw is made."""
 
     ev: tuple[float, float] = (-5.0, 2.6)
-    """Largest darker and brighter exposure shift in EV; the two are drawn in proportion 3 to 2."""
+    """Largest darker and brighter exposure shift in EV."""
+    dark_share: float = 0.6
+    """Share of the shifts that are darker, where both sides are drawn."""
     least_ev: float = 0.0
     """Smallest shift, either way, before local maps: a gap between photos that are mis-exposed and those that are
     not. A side of `ev` that does not reach so far is not drawn."""
@@ -47,9 +49,15 @@ class CameraRange:
     """Whether the shift counts from the exposure that brings the view's mean light to middle grey, as a meter would
     have it, and not from the view's own."""
     local_ev: float = 1.2
-    """Largest standard deviation in EV of the knots of a local map, which every third photo gets."""
+    """Largest standard deviation in EV of the knots of a local map."""
+    local_share: float = 1 / 3
+    """Share of the photos with a local map."""
+    shoulder: float = 1.5
+    """Power of a uniform number that gives the shoulder: 0 always keeps white white, more clips harder."""
     noise: float = 1e-3
     """Largest variance of the noise at full scale of linear light."""
+    noise_share: float = 0.5
+    """Share of the photos with noise."""
     white_balance: float = 0.05
     """Standard deviation of the logarithms of the gains of red and blue."""
     gamma: float = 0.4
@@ -59,27 +67,29 @@ class CameraRange:
     saturation: float = 0.3
     """Largest change of saturation, either way."""
     quality: int = 30
-    """Lowest quality of JPEG, which every other photo has been through."""
+    """Lowest quality of JPEG."""
+    jpeg_share: float = 0.5
+    """Share of the photos that have been through JPEG."""
 
 
 def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
     """Draw one photo's exposure and development: float64 `(COUNT,)`."""
     low, high = ranges.ev
     has_dark, has_bright = low < 0 and low <= -ranges.least_ev, high > 0 and high >= ranges.least_ev
-    is_dark = rng.uniform() < (0.6 if has_dark and has_bright else float(has_dark))
+    is_dark = rng.uniform() < (ranges.dark_share if has_dark and has_bright else float(has_dark))
     ev = rng.uniform(low, -ranges.least_ev) if is_dark else rng.uniform(min(ranges.least_ev, high), high)
-    amount = rng.uniform(0, ranges.local_ev) * (rng.uniform() < 1 / 3)
+    amount = rng.uniform(0, ranges.local_ev) * (rng.uniform() < ranges.local_share)
     knots = ev + amount * rng.standard_normal(GRID * GRID)
     rest = {
         "metered": float(ranges.is_metered),
-        "shoulder": rng.uniform() ** 1.5,
-        "noise": ranges.noise * 10 ** -rng.uniform(0, 2) * (rng.uniform() < 0.5),
+        "shoulder": rng.uniform() ** ranges.shoulder,
+        "noise": ranges.noise * 10 ** -rng.uniform(0, 2) * (rng.uniform() < ranges.noise_share),
         "red": math.exp(ranges.white_balance * rng.standard_normal()),
         "blue": math.exp(ranges.white_balance * rng.standard_normal()),
         "gamma": math.exp(rng.uniform(-ranges.gamma, ranges.gamma)),
         "contrast": rng.uniform(-ranges.contrast, ranges.contrast),
         "saturation": 1 + rng.uniform(-ranges.saturation, ranges.saturation),
-        "quality": rng.uniform(ranges.quality, 98) if rng.uniform() < 0.5 else 0.0,
+        "quality": rng.uniform(ranges.quality, 98) if rng.uniform() < ranges.jpeg_share else 0.0,
         "seed": float(rng.integers(2**31)),
     }
     return torch.tensor([*knots, *(rest[name] for name in _NAMES)], dtype=torch.float64)

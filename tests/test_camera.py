@@ -179,6 +179,15 @@ def test_draws_cover_their_ranges():
         assert (ev < 0).double().mean() == dark
     ev = torch.stack([draw_camera(rng, CameraRange(local_ev=0.0, least_ev=0.8)) for _ in range(500)])[:, 0]
     assert 0.8 <= ev.abs().min() < 0.9 and ev.min() < -4.9 and ev.max() > 2.5
+    never = CameraRange(dark_share=0.0, local_share=0.0, noise_share=0.0, jpeg_share=0.0, shoulder=0.0)
+    always = CameraRange(dark_share=1.0, local_share=1.0, noise_share=1.0, jpeg_share=1.0, shoulder=50.0)
+    for ranges, is_drawn in ((never, False), (always, True)):
+        for _ in range(20):
+            drawn = draw_camera(rng, ranges)
+            knots, rest = drawn[: GRID * GRID], dict(zip(_NAMES, drawn[GRID * GRID :], strict=True))
+            assert (rest["noise"] > 0) == (rest["quality"] > 0) == (knots.std() > 1e-9) == is_drawn
+            assert rest["shoulder"] == 1 if not is_drawn else rest["shoulder"] < 1
+            assert is_drawn or knots.min() > 0
     edges = CameraRange((-2.0, 0.0), least_ev=2.0, local_ev=0.0)
     assert {draw_camera(rng, edges)[0].item() for _ in range(20)} == {-2.0}
     ev = torch.stack([draw_camera(rng, CameraRange((-3.0, 0.5), least_ev=0.8, local_ev=0.0)) for _ in range(50)])[:, 0]

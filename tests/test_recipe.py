@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import random
@@ -13,7 +14,7 @@ from data import PhotoDataset
 from models import NETWORKS, Generator, build_generator
 from models.losses import adversarial_loss
 from utils.checkpoint import load_checkpoint
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.schedule import plan_epochs
 from utils.weights import load_weights
 
@@ -149,6 +150,20 @@ def test_the_configuration_reaches_camera_and_losses(small_config_path):
         outputs = [output.detach() + 0.1 for output in state.generator(inputs)]
         outputs[0].requires_grad_()
         assert sum(train.weighted_losses(state, inputs, outputs, targets).values()).item() == 0
+
+
+def test_every_range_of_the_camera_has_its_key(small_config_path):
+    keys = [item.name for item in dataclasses.fields(Config) if item.name.startswith("camera_")]
+    base = train.camera_range(load_config(small_config_path))
+    changed = set()
+    for key in keys:
+        value = {"camera_metered": "true", "camera_jpeg": "40", "camera_ev_min": "-0.9"}.get(key, "0.9")
+        ranges = train.camera_range(load_config(small_config_path, [f"{key}={value}"]))
+        old, new = dataclasses.asdict(base), dataclasses.asdict(ranges)
+        different = {name for name in old if new[name] != old[name]}
+        assert len(different) == 1, key
+        changed |= different
+    assert changed == {item.name for item in dataclasses.fields(base)}
 
 
 def test_losses_have_their_weights(small_config_path):

@@ -145,6 +145,9 @@ class Config:
     camera_ev_max: float = _between(0, 10, default=2.6)
     """Camera: brightest exposure shift in EV."""
 
+    camera_dark_share: float = _between(0, 1, default=0.6)
+    """Camera: share of the shifts that are darker, where both sides are drawn."""
+
     camera_ev_least: float = _between(0, 10, default=0.0)
     """Camera: smallest exposure shift in EV, either way, before local maps: a gap between mis-exposed photos and good
     ones. A side that does not reach so far is not drawn."""
@@ -154,10 +157,19 @@ class Config:
     own, so that how bright an input is says little about its target."""
 
     camera_local_ev: float = _between(0, 5, default=1.2)
-    """Camera: largest deviation in EV of a smooth local exposure map, which every third photo gets."""
+    """Camera: largest standard deviation in EV of the knots of a smooth local exposure map."""
+
+    camera_local_share: float = _between(0, 1, default=1 / 3)
+    """Camera: share of the photos with a local exposure map."""
+
+    camera_shoulder: float = _between(0, 100, default=1.5)
+    """Camera: power of a uniform number that gives the shoulder: 0 always keeps white white, more clips harder."""
 
     camera_noise: float = _between(0, 1, default=0.001)
-    """Camera: largest variance of the noise at full scale of linear light; half of the photos have none."""
+    """Camera: largest variance of the noise at full scale of linear light."""
+
+    camera_noise_share: float = _between(0, 1, default=0.5)
+    """Camera: share of the photos with noise."""
 
     camera_white_balance: float = _between(0, 1, default=0.05)
     """Camera: standard deviation of the logarithms of the gains of red and blue."""
@@ -172,7 +184,10 @@ class Config:
     """Camera: largest change of saturation, either way."""
 
     camera_jpeg: int = _between(1, 98, default=30)
-    """Camera: lowest JPEG quality; half of the photos are not compressed."""
+    """Camera: lowest JPEG quality."""
+
+    camera_jpeg_share: float = _between(0, 1, default=0.5)
+    """Camera: share of the photos that have been through JPEG."""
 
     identity_share: float = _between(0, 0.9, default=0.0)
     """Share of the training views that are not mis-exposed, so that good photos stay as they are."""
