@@ -111,7 +111,6 @@ WIRINGS = {
     "untrained, the figure's wiring with T alone": PlainUpConvolution,
     "untrained, the source's wiring": CodeWiring,
 }
-COLUMNS = ("jitter", "camera", "pairs", "pairs_ssim", "untouched")
 
 
 def judge(network: nn.Module, base: Config, config: Config, pairs: Path) -> dict[str, float]:
@@ -174,9 +173,10 @@ def main() -> None:
                 file.write(json.dumps(done[name]) + "\n")
         print(json.dumps(done[name]), file=sys.stderr, flush=True)
     print("| | steps | jittered, dB | by a camera, dB | pairs, dB / SSIM | untouched, median dB |\n" + "|---" * 6 + "|")
+    columns = ("steps", "jitter", "camera", "pairs", "pairs_ssim", "untouched")
     for name in filter(done.__contains__, ROWS):
-        steps, jitter, camera, pairs, ssim, untouched = (done[name][key] for key in ("steps", *COLUMNS))
-        print(f"| {name} | {steps} | {jitter:.2f} | {camera:.2f} | {pairs:.2f} / {ssim:.3f} | {untouched:.2f} |")
+        steps, jitter, camera, pairs, ssim, good = (done[name][key] for key in columns)
+        print(f"| {name} | {steps} | {jitter:.2f} | {camera:.2f} | {pairs:.2f} / {ssim:.3f} | {good:.2f} |")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import dataclasses
 import statistics
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.short_run import train_briefly
 from data import make_pairs
-from train import weighted_losses
+from models import Network
+from models.losses import pixel_weights
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 
@@ -69,7 +70,7 @@ def main() -> None:
 def train_once(config: Config) -> dict[str, float]:
     """Train with one configuration; return its validation figures and the training loss on the validation views."""
     state, figures, valid_loader = train_briefly(config)
-    arithmetic = Arithmetic(config.precision)
+    arithmetic, network = Arithmetic(config.precision), cast(Network, state.generator)
     loss, count = 0.0, 0
     with torch.no_grad():
         for batch in valid_loader:
@@ -78,7 +79,8 @@ def train_once(config: Config) -> dict[str, float]:
             inputs, targets = make_pairs(batch, arithmetic, config.normalise_targets)
             with arithmetic.autocast():
                 outputs = state.released(inputs)
-            terms = weighted_losses(state, inputs, outputs, targets).values()
+            weight = pixel_weights(inputs, targets, config.clipped_weight)
+            terms = network.losses(inputs, outputs, targets, weight).values()
             loss += sum(term.item() for term in terms) * len(batch.names)
             count += len(batch.names)
     return {**figures, "valid_loss": loss / count}

@@ -69,17 +69,15 @@ def main() -> None:
     weights = load_weights(arguments.weights)
     generator = build_generator(weights.architecture)
     generator.load_state_dict(weights.state)
-    methods: dict[str, Method] = {"as it is": lambda pixels: pixels}
-    for size in arguments.size or [weights.working_size]:
-        methods[f"{size} px"] = Predictor(generator, size).predict
+    sizes = arguments.size or [weights.working_size]
+    methods: dict[str, Method] = {f"{size} px": Predictor(generator, size).predict for size in sizes}
     if arguments.untouched:
-        for name, method in list(methods.items())[1:]:
+        for name, method in methods.items():
             values = untouched(method, arguments.untouched)
             lowest, median = np.quantile(values, [0.1, 0.5])
-            print(
-                f"{name}: {len(values)} photos, median {median:.2f} dB, mean {np.mean(values):.2f}, tenth {lowest:.2f}"
-            )
+            print(f"{name}: median {median:.2f} dB, mean {np.mean(values):.2f}, a tenth below {lowest:.2f}")
         return
+    methods = {"as it is": lambda pixels: pixels, **methods}
     print("| set | " + " | ".join(methods) + " |\n" + "|---" * (1 + len(methods)) + "|")
     table = []
     for folder in sets_of(arguments.root):

@@ -24,7 +24,6 @@ STRIP_ROWS = 32
 MAX_GAIN = 32.0
 """Five stops: a bound on the local gain where the photo is black."""
 
-
 WHITE_FROM, WHITE_KEPT = 0.95, 0.7
 """Value of the darkest channel from which a pixel counts as white, and how much of its whiteness white keeps."""
 
