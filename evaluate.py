@@ -26,25 +26,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
 from data.paired import DATASETS, SPLITS, LayoutError, Pair, Problem, find_pairs
-from utils.baselines import BASELINES
 from utils.colour import luma
 from utils.device import Arithmetic
+from utils.evaluation.baselines import BASELINES
+from utils.evaluation.methods import EvaluationError, Method, Pixels, read, reduced
+from utils.evaluation.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
 from utils.files import atomic_path, sha256, write_text
-from utils.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
-from utils.photo import SUFFIXES, PhotoError, read_photo
-from utils.predictor import Predictor
-from utils.run_folder import environment
+from utils.photos.predictor import Predictor
+from utils.photos.reading import SUFFIXES, PhotoError, read_photo
+from utils.training.run_folder import environment
 from utils.weights import WeightsError, load_weights
 
-Pixels = npt.NDArray[np.uint8]
-Method = Callable[[Pixels], Pixels]
 WEIGHTS = Path(__file__).parent / "weights"
 
 METRICS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -79,10 +77,6 @@ OVERLAPS = {
     ("lol_v1", "lol_v2_real"): "LOL-v1's training set holds photos of LOL-v2-real's test set",
     ("lol_v2_real", "lol_v1"): "LOL-v2-real contains LOL-v1's photos",
 }
-
-
-class EvaluationError(Exception):
-    """A comparison that cannot be made. The message names the file and says what to do."""
 
 
 class UsageError(Exception):
@@ -334,25 +328,6 @@ def lpips_metric() -> dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
         return network(images * 2 - 1, targets * 2 - 1).flatten()
 
     return {"lpips": ("LPIPS with AlexNet (Zhang et al. 2018), version 0.1; lower is better", measure)}
-
-
-def read(path: Path, longest: int | None) -> Pixels:
-    """Return a photo, `(H, W, 3)` uint8 sRGB, upright, reduced to a longest side.
-
-    Raises:
-        EvaluationError: it cannot be read.
-    """
-    try:
-        return reduced(read_photo(path), longest)
-    except PhotoError as error:
-        raise EvaluationError(f"{path}: {error}") from None
-
-
-def reduced(image: Image.Image, longest: int | None) -> Pixels:
-    """Return an image reduced to a longest side, if one is given, with Lanczos's filter."""
-    if longest is not None:
-        image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
-    return np.array(image)
 
 
 def score_all(

@@ -16,9 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 merged, 1 the checkpoint cannot be, 2 usage."""
     arguments = parse_arguments(argv)
 
-    from utils.checkpoint import CheckpointError, load_checkpoint
     from utils.config import ConfigError
-    from utils.training_state import TrainingState
+    from utils.training.checkpoint import CheckpointError, load_checkpoint
+    from utils.training.state import TrainingState
 
     try:
         checkpoint = load_checkpoint(arguments.checkpoint, TrainingState.ENTRIES)
@@ -43,8 +43,8 @@ def merge(source: Path, checkpoint: dict[str, Any], output: Path) -> str:
     import torch
 
     from models.daconv import merge_daconv
-    from train import export, trained_network
     from utils.config import config_from_dict
+    from utils.training.release import export, trained_network
 
     config = config_from_dict(checkpoint["config"], source=str(source))
     if config.conv == "plain":

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are known to be good
     from PIL import Image
 
-    from utils.photo import Photo
-    from utils.predictor import Predictor
-    from utils.report import Report
+    from utils.photos.predictor import Predictor
+    from utils.photos.reading import Photo
+    from utils.photos.report import Report
 
 VERSION = "0.2.0"
 REPOSITORY = Path(__file__).resolve().parent
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1 if refusals else 0
 
     from utils.files import remove_unfinished
-    from utils.predictor import Predictor
+    from utils.photos.predictor import Predictor
     from utils.weights import WeightsError
 
     try:
@@ -221,7 +221,7 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
 
     Every file keeps its name; none replaces an original or another.
     """
-    from utils.photo import OPTIONAL, SUFFIXES
+    from utils.photos.reading import OPTIONAL, SUFFIXES
 
     ignored = 0
     found: dict[Path, Path] = {}  # photo -> folder of the output
@@ -330,14 +330,14 @@ def identity(path: Path) -> tuple[int, int] | str:
 
 def is_of_format(ending: str, name: str) -> bool:
     """Tell whether a file's ending is one of a format's."""
-    from utils.photo import FORMATS as ENDINGS
+    from utils.photos.reading import FORMATS as ENDINGS
 
     return ending.lower() in ENDINGS[name.upper()].split()
 
 
 def is_raw(path: Path) -> bool:
     """Tell whether a file is a camera's raw file, by its ending."""
-    from utils.photo import OPTIONAL
+    from utils.photos.reading import OPTIONAL
 
     return OPTIONAL.get(path.suffix.lower()) == "rawpy"
 
@@ -395,8 +395,8 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
 def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace, memory: Memory) -> Result:
     """Correct one photo and write it; whatever goes wrong is in the result."""
     from utils.files import copy_file
-    from utils.photo import PhotoError, load_photo, memory_of
-    from utils.photo_writer import save_photo
+    from utils.photos.reading import PhotoError, load_photo, memory_of
+    from utils.photos.writing import save_photo
 
     started = time.monotonic()
     source, destination = job
@@ -431,9 +431,9 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
 
 def preview(photo: "Photo") -> "Image.Image":
     """Return a small copy for the report, in sRGB."""
-    from utils.photo import to_srgb
-    from utils.predictor import shrink
-    from utils.report import PREVIEW_SIZE
+    from utils.photos.predictor import shrink
+    from utils.photos.reading import to_srgb
+    from utils.photos.report import PREVIEW_SIZE
 
     return to_srgb(shrink(photo.pixels, PREVIEW_SIZE), photo.profile)
 
@@ -442,7 +442,7 @@ def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManage
     """Return the page to write, or a context without one."""
     if not arguments.report:
         return nullcontext()
-    from utils.report import Report
+    from utils.photos.report import Report
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     return Report.open(arguments.output / (f"index-{rank}.html" if rank else "index.html"))

@@ -48,26 +48,20 @@ from data import (
 from models import Network, NetworkError, build_discriminator, build_generator, network_class
 from models.daconv import merge_daconv, to_daconv
 from models.losses import adversarial_loss, colour_loss, discriminator_loss, pixel_weights
-from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import Config, ConfigError, Stage, config_from_dict, load_config
 from utils.device import Arithmetic, peak_memory
+from utils.evaluation.metrics import psnr, quantise, ssim
 from utils.files import atomic_path, fingerprint, sha256
-from utils.metrics import psnr, quantise, ssim
-from utils.parallel import ALONE, LOST, Processes, start_processes
-from utils.progress import FailureLog, Measured, NonFiniteLossError, Progress
-from utils.run_folder import RunFolder, RunFolderError
-from utils.schedule import Epoch, plan_epochs, set_learning_rates
-from utils.stop import StopRequest
-from utils.training_state import TrainingState, released_weights
-from utils.weights import WeightsError, is_whole, load_weights, save_weights
+from utils.training.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
+from utils.training.processes import ALONE, LOST, Processes, start_processes
+from utils.training.progress import FailureLog, Measured, NonFiniteLossError, Progress
+from utils.training.release import ARCHITECTURE, export, trained_network
+from utils.training.run_folder import RunFolder, RunFolderError
+from utils.training.schedule import Epoch, plan_epochs, set_learning_rates
+from utils.training.state import TrainingState
+from utils.training.stop import StopRequest
+from utils.weights import WeightsError, is_whole, load_weights
 
-ARCHITECTURE = (
-    "model",
-    "laplacian_level_count",
-    "layer_count_of_every_unet",
-    "first_layer_out_channels_of_every_unet",
-)
-"""Keys of conf.json that describe the network of a weights file. A checkpoint's also depends on `conv`."""
 SAMPLE_COUNT = 6
 
 
@@ -805,47 +799,6 @@ def finish_epoch(
     folder.draw_curves(state.history)
     # Last: a kill before it repeats the epoch and all of its files.
     save_checkpoint(folder.path / "last.pt", contents, keep=state.config.keep_checkpoints)
-
-
-def trained_network(checkpoint: dict[str, Any], source: Path) -> Network:
-    """Return the network of a checkpoint with the weights to release; its random draws leave no trace.
-
-    Raises:
-        ConfigError: the checkpoint's configuration cannot be used; `source` names it.
-        RuntimeError: the checkpoint's tensors do not fit its configuration.
-    """
-    with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
-        network = build_generator(config_from_dict(checkpoint["config"], source=str(source)))
-    network.load_state_dict(released_weights(checkpoint))
-    return network
-
-
-def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = None, **options: Any) -> None:
-    """Write the network of a checkpoint, merged, as the weights file that predict.py reads.
-
-    Args:
-        path: NAME.safetensors.
-        checkpoint: what `TrainingState.state_dict` returned.
-        plain: the checkpoint's network, if it has been merged already.
-        options: those of `save_weights`.
-
-    Raises:
-        RuntimeError: the checkpoint's tensors do not fit its configuration.
-        OSError: the folder is missing, read-only or full.
-    """
-    config = config_from_dict(checkpoint["config"], source=str(path))
-    if plain is None:
-        network = trained_network(checkpoint, path)
-        plain = merge_daconv(network) if config.conv == "daconv" else network
-    values = config.to_dict()
-    save_weights(
-        path,
-        plain.state_dict(),
-        architecture={name: values[name] for name in ARCHITECTURE},
-        working_size=config.working_size,
-        training={"config": values, **(checkpoint["history"] or [{}])[-1]},
-        **options,
-    )
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ from train import build_loader, open_folder, validate, warm_start
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 from utils.files import sha256
-from utils.photo import find_photos
-from utils.predictor import Predictor
-from utils.progress import FailureLog
+from utils.photos.predictor import Predictor
+from utils.photos.reading import find_photos
+from utils.training.progress import FailureLog
 
 
 class CodeWiring(Generator):

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import camera, color_jitter, draw_camera, draw_jitter
 from train import camera_range
 from utils.config import load_config
-from utils.metrics import quantise
-from utils.photo import read_photo
+from utils.evaluation.metrics import quantise
+from utils.photos.reading import read_photo
 
 COLUMNS, GAP = 7, 4
 

@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, sets_of
-from utils.metrics import psnr, quantise
-from utils.predictor import Predictor
+from utils.evaluation.metrics import psnr, quantise
+from utils.photos.predictor import Predictor
 
 Values = npt.NDArray[np.float64]
 

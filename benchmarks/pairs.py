@@ -19,11 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from evaluate import Method, Pixels, read
 from models import build_generator
-from utils.metrics import psnr, ssim
-from utils.photo import find_photos
-from utils.predictor import Predictor
+from utils.evaluation.methods import Method, Pixels, read
+from utils.evaluation.metrics import psnr, ssim
+from utils.photos.predictor import Predictor
+from utils.photos.reading import find_photos
 from utils.weights import load_weights
 
 

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import predict
-from utils.full_resolution import apply_affine
-from utils.photo import load_photo, read_photo
-from utils.photo_writer import save_photo
-from utils.predictor import Predictor, shrink
+from utils.photos.full_resolution import apply_affine
+from utils.photos.predictor import Predictor, shrink
+from utils.photos.reading import load_photo, read_photo
+from utils.photos.writing import save_photo
 
 WEIGHTS = ROOT / "weights" / "msec.safetensors"
 

@@ -5,19 +5,18 @@ example:
 """
 
 import argparse
-import contextlib
-import io
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
-import evaluate
 from benchmarks.pairs import sets_of
-from utils.baselines import BASELINES
+from utils.evaluation.baselines import BASELINES
 
 
 def main() -> None:
@@ -40,9 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for folder in sets_of(arguments.root):
             output = (arguments.output or Path(temporary)) / folder.name
-            with contextlib.redirect_stdout(io.StringIO()):
-                if evaluate.main(["folder", str(folder), "-o", str(output), *words]) != 0:
-                    raise SystemExit(1)
+            command = [sys.executable, str(ROOT / "evaluate.py"), "folder", str(folder), "-o", str(output), *words]
+            if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+                raise SystemExit(1)
             for line in json.loads((output / "results.json").read_text(encoding="utf-8"))["means"]:
                 row = table.setdefault(line["method"], {})
                 row[folder.name] = (line["psnr"], line["ssim"], line["ciede2000"])

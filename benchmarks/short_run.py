@@ -7,9 +7,9 @@ from data import Batch
 from train import build_loader, new_state, open_photos, train_step, validate
 from utils.config import Config
 from utils.device import Arithmetic
-from utils.progress import FailureLog
-from utils.schedule import plan_epochs, set_learning_rates
-from utils.training_state import TrainingState
+from utils.training.progress import FailureLog
+from utils.training.schedule import plan_epochs, set_learning_rates
+from utils.training.state import TrainingState
 
 
 def train_briefly(

@@ -29,7 +29,7 @@ from data import Batch
 from train import build_loader, new_state, open_folder, parameter_count, train_step
 from utils.config import Config, load_config
 from utils.device import Arithmetic, peak_memory
-from utils.training_state import TrainingState
+from utils.training.state import TrainingState
 
 CEILING, EARLIER = "data on the device (the ceiling)", "earlier design, loader included"
 

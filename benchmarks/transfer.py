@@ -23,12 +23,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, score, sets_of
-from evaluate import Method, Pixels, read
 from models import build_generator
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
-from utils.full_resolution import apply_affine, keep_whites, local_affine
-from utils.photo import find_photos
+from utils.evaluation.methods import Method, Pixels, read
+from utils.photos.full_resolution import apply_affine, keep_whites, local_affine
+from utils.photos.reading import find_photos
 from utils.weights import load_weights
 
 Transfer = Callable[[Pixels, Tensor, Tensor], Pixels]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from utils.files import atomic_path, sha256
-from utils.photo import PhotoError, read_photo
+from utils.photos.reading import PhotoError, read_photo
 
 SPARE_DISK = 2 * 2**30
 """Bytes of the disk that the cache leaves free: a checkpoint must still fit."""
@@ -43,7 +43,7 @@ class PhotoCache:
         self._is_full = False
 
     def read(self, path: Path, enough: int) -> Image.Image:
-        """Return a photo as `utils.photo.read_photo` does, reduced to a shortest side of `enough` px if it is larger.
+        """Return a photo as `read_photo` does, reduced to a shortest side of `enough` px if it is larger.
 
         What it returns does not depend on what the cache holds.
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from utils.photo import PhotoError, find_photos, open_photo, upright_size
+from utils.photos.reading import PhotoError, find_photos, open_photo, upright_size
 
 from .cache import PhotoCache
 from .camera import COUNT, CameraRange, draw_camera

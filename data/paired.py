@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.files import fingerprint
-from utils.photo import PhotoError, find_photos, open_photo, upright_size
+from utils.photos.reading import PhotoError, find_photos, open_photo, upright_size
 
 HOLD_OUT = 20
 """One in so many targets of a training set is kept for validation, where the set has none of its own."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from utils.colour import from_linear, luma, to_linear
 from utils.device import Arithmetic
-from utils.metrics import quantise
+from utils.evaluation.metrics import quantise
 
 from .camera import camera, expose
 from .color_jitter import color_jitter

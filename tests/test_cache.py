@@ -9,7 +9,7 @@ from PIL import Image
 
 from data import PhotoCache, PhotoDataset
 from data import cache as module
-from utils.photo import PhotoError
+from utils.photos.reading import PhotoError
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from data import CameraRange, camera, draw_camera
 from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, jpeg
 from data.dataset import DEVELOPED, JITTERED, UNTOUCHED
 from data.synthesis import MEAN, normalise
-from utils.checkpoint import load_checkpoint
 from utils.colour import from_linear, luma, luminance, to_linear
 from utils.config import load_config
+from utils.training.checkpoint import load_checkpoint
 
 RECIPE = ("degradation", "camera_metered", "identity_share", "normalise_targets", "clipped_weight", "ema_decay")
 NEUTRAL = {

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import functional as TF
 
 from data import EpochBatches, NoPhotosError, PhotoDataset, collate, color_jitter, draw_jitter
-from utils.photo import find_photos
+from utils.photos.reading import find_photos
 
 JITTER = (0.9, 0.3, 0.4, 2.0)
 

@@ -16,9 +16,9 @@ from PIL import Image
 from test_paired import msec, save
 
 import evaluate
-from utils.baselines import BASELINES, clahe
 from utils.colour import from_lab, luma, to_lab
-from utils.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
+from utils.evaluation.baselines import BASELINES, clahe
+from utils.evaluation.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
 from utils.weights import save_weights
 
 
@@ -86,7 +86,7 @@ def test_the_published_examples_of_ciede2000():
         ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.metrics.to_lab", lambda values: values)
+        patch.setattr("utils.evaluation.metrics.to_lab", lambda values: values)
         for first, second, expected in table:
             values = [torch.tensor(v, dtype=torch.float64)[None, :, None, None] for v in (first, second)]
             assert ciede2000(*values).item() == pytest.approx(expected, abs=1e-4)
@@ -96,12 +96,12 @@ def test_the_published_examples_of_ciede2000():
 def test_large_photos_are_compared_in_strips_with_the_same_result(metric, monkeypatch):
     first, second = images()
     whole = metric(first, second)
-    monkeypatch.setattr("utils.metrics._STRIP", 52 * 7)
+    monkeypatch.setattr("utils.evaluation.metrics._STRIP", 52 * 7)
     torch.testing.assert_close(metric(first, second), whole)
-    monkeypatch.setattr("utils.metrics._STRIP", 2**20)
+    monkeypatch.setattr("utils.evaluation.metrics._STRIP", 2**20)
     tall = [x.repeat(1, 1, 5, 1) for x in (first, second)]
     expected = metric(*tall)
-    monkeypatch.setattr("utils.metrics._STRIP", 52 * 64)
+    monkeypatch.setattr("utils.evaluation.metrics._STRIP", 52 * 64)
     torch.testing.assert_close(metric(*tall), expected)
 
 

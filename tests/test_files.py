@@ -12,8 +12,8 @@ from conftest import REPOSITORY
 from safetensors.torch import save_file
 
 from models import build_generator
-from utils.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.files import atomic_path, remove_unfinished, sha256, write_text
+from utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.weights import WeightsError, load_weights, save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
@@ -38,7 +38,7 @@ def test_kill_during_a_checkpoint_leaves_the_previous_one(tmp_path):
 import os, signal, torch, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from pathlib import Path
-from utils import files, checkpoint
+from utils.training import checkpoint
 os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)  # the last moment before the rename
 checkpoint.save_checkpoint(Path({str(path)!r}), {{"step": 2}})
 """

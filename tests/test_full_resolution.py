@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from conftest import picture
 
-from utils import full_resolution
-from utils.full_resolution import apply_affine, keep_whites, local_affine
+from utils.photos import full_resolution
+from utils.photos.full_resolution import apply_affine, keep_whites, local_affine
 
 
 def applied(pixels, scale, offset):

@@ -15,7 +15,7 @@ import train
 from models import NETWORKS, Network, build_generator
 from models.daconv import DAConv
 from models.losses import reconstruction_loss
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.training.checkpoint import load_checkpoint, save_checkpoint
 from utils.weights import load_weights, save_weights
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.metrics import psnr, quantise, ssim
+from utils.evaluation.metrics import psnr, quantise, ssim
 
 
 def test_psnr_of_a_known_error():

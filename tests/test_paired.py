@@ -12,8 +12,8 @@ from test_train import run
 import train
 from data import Batch, LayoutError, PhotoDataset, find_pairs
 from models import build_generator, network_class
-from utils.checkpoint import load_checkpoint
 from utils.config import load_config
+from utils.training.checkpoint import load_checkpoint
 
 
 def save(path, seed=0, size=(64, 48), level=None):

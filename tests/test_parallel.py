@@ -13,9 +13,9 @@ from test_train import run
 
 import train
 from data import EpochBatches, NoPhotosError
-from utils.checkpoint import load_checkpoint
 from utils.config import ConfigError, load_config
-from utils.stop import StopRequest
+from utils.training.checkpoint import load_checkpoint
+from utils.training.stop import StopRequest
 
 EXACT = ("precision=float32", "batch_size=5", "discriminator_init_lr=0.001", "ema_decay=0.5", "init_lr=0.002")
 SPAWN = "import sys, train; train.visible_gpus = lambda: 2; sys.exit(train.main(sys.argv[1:]))"
@@ -159,7 +159,7 @@ def test_two_signals_on_different_ways_are_one_and_a_later_one_stops_at_once(mon
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
-        monkeypatch.setattr("utils.stop.SAME", -1)
+        monkeypatch.setattr("utils.training.stop.SAME", -1)
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)

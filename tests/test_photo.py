@@ -9,8 +9,8 @@ import tifffile
 from conftest import picture
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
 
-from utils.photo import PhotoError, load_photo, read_photo
-from utils.photo_writer import save_photo
+from utils.photos.reading import PhotoError, load_photo, read_photo
+from utils.photos.writing import save_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:rights="mine"/></x:xmpmeta>'

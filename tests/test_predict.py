@@ -469,7 +469,7 @@ def test_variables_of_other_launchers_are_not_taken_for_torchrun(tmp_path, run, 
 
 KILLER = """
 import os, random, signal, sys, time
-import predict, utils.predictor
+import predict, utils.photos.predictor
 random.seed(0)
 for _ in range(50):
     child = os.fork()

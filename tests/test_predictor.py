@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from models import build_generator
 from utils.device import Arithmetic
-from utils.predictor import Predictor, shrink
+from utils.photos.predictor import Predictor, shrink
 from utils.weights import WeightsError, save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}

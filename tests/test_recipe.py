@@ -13,9 +13,9 @@ import train
 from data import PhotoDataset
 from models import NETWORKS, Generator, build_generator
 from models.losses import adversarial_loss
-from utils.checkpoint import load_checkpoint
 from utils.config import Config, load_config
-from utils.schedule import plan_epochs
+from utils.training.checkpoint import load_checkpoint
+from utils.training.schedule import plan_epochs
 from utils.weights import load_weights
 
 STAGES = [

@@ -13,7 +13,7 @@ from PIL import Image
 
 import predict
 from models import build_generator
-from utils.report import Report
+from utils.photos.report import Report
 from utils.weights import save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
@@ -115,7 +115,7 @@ def test_the_slider_is_dragged_and_keyed_in_a_real_browser(tmp_path, browser):
 
 
 def test_histograms_show_what_was_changed():
-    from utils.report import _histogram
+    from utils.photos.report import _histogram
 
     dark = _histogram(Image.fromarray(np.full((9, 9, 3), 10, np.uint8)))
     assert dark[2] == 1 and sum(dark) == 1

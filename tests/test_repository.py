@@ -5,38 +5,54 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-ALLOWED = {"models": set(), "utils": set(), "data": {"utils"}}
+FLOORS = ("models", "utils", "data", "scripts", "benchmarks")
+"""From the ground up: a room imports only from the floors below its own."""
 SCRIPTS = {"train", "merge", "predict", "evaluate"}
+MEASURED = {
+    "ablation.py": {"train"},
+    "degradations.py": {"train"},
+    "predict.py": {"predict"},
+    "short_run.py": {"train"},
+    "train.py": {"train"},
+}
+"""Benchmarks that import the script that they measure. The others import none."""
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_imports_point_one_way(package):
-    for path in (REPOSITORY / package).glob("**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module or ""]
-            for name in names:
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def rooms(floor):
+    return REPOSITORY.glob("*.py") if floor == "scripts" else (REPOSITORY / floor).glob("**/*.py")
+
+
+def test_every_script_is_known():
+    assert {path.stem for path in rooms("scripts")} == SCRIPTS
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_imports_point_down(floor):
+    below = set(FLOORS[: FLOORS.index(floor)])
+    own = {floor} if floor != "scripts" else set()
+    paths = list(rooms(floor))
+    assert paths
+    for path in paths:
+        allowed = below | own | (MEASURED.get(path.name, set()) if floor == "benchmarks" else set())
+        for name in imports(path):
+            if name.startswith("."):
+                level = len(name) - len(name.lstrip("."))
+                assert level <= len(path.relative_to(REPOSITORY).parts) - 1, f"{path} imports {name}"
+            else:
                 top = name.split(".")[0]
-                allowed = ALLOWED[package] | ({"models"} if path.name == "predictor.py" else set())  # the door
-                assert top not in (ALLOWED.keys() | SCRIPTS) - allowed, f"{path} imports {name}"
+                assert top not in {*FLOORS, *SCRIPTS} - allowed, f"{path} imports {name}"
 
 
 def test_daconv_is_one_file_that_needs_torch_alone():
-    source = ast.parse((REPOSITORY / "models" / "daconv.py").read_text(encoding="utf-8"))
-    names = {
-        name.split(".")[0]
-        for node in ast.walk(source)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or "." * node.level]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
+    names = {name.split(".")[0] or name for name in imports(REPOSITORY / "models" / "daconv.py")}
     assert names <= {"torch", *sys.stdlib_module_names}, names
 
 

@@ -20,8 +20,8 @@ from test_train import run, same, start, without_speed
 
 import train
 from data import NoPhotosError, PhotoDataset
-from utils.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
-from utils.curves import draw_curves
+from utils.training.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
+from utils.training.plots import draw_curves
 
 
 def test_the_folder_tells_what_was_run_and_where(small_config_path, small_config, photos):
@@ -71,11 +71,11 @@ def test_tensorboard_gets_every_epoch_once(small_config_path, photos):
 
 def test_without_tensorboard_nothing_is_missed(small_config_path, photos, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("utils.run_folder.importlib.util.find_spec", lambda name: None)
+        patch.setattr("utils.training.run_folder.importlib.util.find_spec", lambda name: None)
         assert run(small_config_path, "epochs=1") == 0
     assert not (photos / "run" / "tensorboard").exists() and (photos / "run" / "metrics.csv").exists()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # installed, but broken
-    monkeypatch.setattr("utils.run_folder.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("utils.training.run_folder.importlib.util.find_spec", lambda name: object())
     assert run(small_config_path, "epochs=3") == 0
     assert capsys.readouterr().err.count("WARNING TensorBoard cannot be written to") == 1
 

@@ -17,12 +17,12 @@ import models.generator
 import train
 from models import build_generator
 from models.daconv import merge_daconv
-from utils.checkpoint import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.device import Arithmetic
-from utils.progress import FailureLog
-from utils.schedule import plan_epochs, set_learning_rates
-from utils.training_state import released_weights
+from utils.training.checkpoint import load_checkpoint, load_newest_checkpoint, save_checkpoint
+from utils.training.progress import FailureLog
+from utils.training.schedule import plan_epochs, set_learning_rates
+from utils.training.state import released_weights
 from utils.weights import load_weights
 
 

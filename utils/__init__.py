@@ -1,1 +1,1 @@
-"""Helpers that know neither the networks nor the data sets: configuration, files, photos, metrics, devices."""
+"""Helpers that know nothing of the data sets; photos, training and evaluation have a folder each."""

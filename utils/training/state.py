@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .config import Config
+from ..config import Config
 
 
 class TrainingState:

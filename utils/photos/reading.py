@@ -1,7 +1,7 @@
 """Read photos: upright, in their own depth and colour space, with all that belongs to them.
 
 `read_photo` gives what a network is trained on: 8 bits, sRGB. `load_photo` is for correcting a file: 8 or 16 bits, the
-embedded profile, transparency and metadata stay with it, and `utils.photo_writer` writes them again.
+embedded profile, transparency and metadata stay with it, and `utils.photos.writing` writes them again.
 """
 
 import importlib

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from .config import Config
-from .curves import Panel, draw_curves
-from .files import remove_unfinished, write_text
+from ..config import Config
+from ..files import remove_unfinished, write_text
+from .plots import Panel, draw_curves
 
 try:
     import fcntl

@@ -1,6 +1,6 @@
 """Correct photos in Python: the network at a bounded size, its correction carried to full size.
 
-This module alone of `utils` imports `models`: it is the door for those who want no command line.
+This is the door for those who want no command line.
 """
 
 import threading
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from models import build_generator
 
-from .device import Arithmetic
+from ..device import Arithmetic
+from ..weights import WeightsError, load_weights
 from .full_resolution import apply_affine, keep_whites, local_affine
-from .photo import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
-from .weights import WeightsError, load_weights
+from .reading import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 
 RELATIVE_RADIUS = 1 / 8
 """Radius of the local affine model's windows, as a share of the longest side of the small photo."""
@@ -156,7 +156,7 @@ class Predictor:
     def correct_in_place(self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0) -> None:
         """Correct an image in mode "L" or "RGB", or an `(H, W, C)` array.
 
-        `profile` is the ICC profile of its colours, one that `utils.photo.leads_back` accepts; None for sRGB.
+        `profile` is the ICC profile of its colours, one that `utils.photos.reading.leads_back` accepts; None for sRGB.
         """
         if strength == 0:
             return

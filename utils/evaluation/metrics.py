@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .colour import luma, to_lab
+from ..colour import luma, to_lab
 
 _STRIP = 2**20
 """Pixels that are compared at once."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .files import atomic_path
+from ..files import atomic_path
 
 VERSION = 1
 _MARK = b"sha256:"

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from .config import Config
-from .training_state import TrainingState
+from ..config import Config
+from .state import TrainingState
 
 
 @dataclass(frozen=True)

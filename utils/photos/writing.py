@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from .files import atomic_path
-from .photo import TIFF_TEXTS, Photo, PhotoError, to_8_bits, to_srgb
+from ..files import atomic_path
+from .reading import TIFF_TEXTS, Photo, PhotoError, to_8_bits, to_srgb
 
 
 def save_photo(

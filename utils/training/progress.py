@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .parallel import ALONE, Processes
+from .processes import ALONE, Processes
 from .schedule import Epoch
-from .training_state import TrainingState
+from .state import TrainingState
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 

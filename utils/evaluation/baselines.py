@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from .colour import from_lab, to_lab
+from ..colour import from_lab, to_lab
 
 Pixels = npt.NDArray[np.uint8]
 

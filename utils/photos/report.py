@@ -16,7 +16,7 @@ from typing import TextIO
 import numpy as np
 from PIL import Image
 
-from .files import atomic_path
+from ..files import atomic_path
 
 PREVIEW_SIZE = 960
 """Longest side in pixels of the copies in the page."""

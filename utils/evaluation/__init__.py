@@ -1,0 +1,1 @@
+"""Image quality, and the methods that it compares."""

@@ -1,0 +1,1 @@
+"""Photos in and out, and the correction of photos of any size."""

@@ -1,0 +1,1 @@
+"""What a training run keeps, plans, tells and draws."""
