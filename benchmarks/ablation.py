@@ -27,15 +27,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, score, sets_of, untouched
 from benchmarks.short_run import train_briefly
+from data.sources import build_loader, open_folder
 from models.generator import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
-from train import build_loader, open_folder, validate, warm_start
+from train import validate
 from utils.config import Config, load_config
 from utils.device import Arithmetic
 from utils.files import sha256
 from utils.photos.predictor import Predictor
 from utils.photos.reading import find_photos
 from utils.training.progress import FailureLog
+from utils.training.start import warm_start
 
 
 class CodeWiring(Generator):

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data import camera, color_jitter, draw_camera, draw_jitter
-from train import camera_range
+from data.sources import camera_range
 from utils.config import load_config
 from utils.evaluation.metrics import quantise
 from utils.photos.reading import read_photo

@@ -4,11 +4,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from data import Batch
-from train import build_loader, new_state, open_photos, train_step, validate
+from data.sources import build_loader, open_photos
+from train import train_step, validate
 from utils.config import Config
 from utils.device import Arithmetic
 from utils.training.progress import FailureLog
 from utils.training.schedule import plan_epochs, set_learning_rates
+from utils.training.start import new_state
 from utils.training.state import TrainingState
 
 

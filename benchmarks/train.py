@@ -26,9 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.earlier_design import EarlierTraining
 from data import Batch
-from train import build_loader, new_state, open_folder, parameter_count, train_step
+from data.sources import build_loader, open_folder
+from train import train_step
 from utils.config import Config, load_config
 from utils.device import Arithmetic, peak_memory
+from utils.training.progress import parameter_count
+from utils.training.start import new_state
 from utils.training.state import TrainingState
 
 CEILING, EARLIER = "data on the device (the ceiling)", "earlier design, loader included"

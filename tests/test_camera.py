@@ -12,6 +12,7 @@ import train
 from data import CameraRange, camera, draw_camera
 from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, jpeg
 from data.dataset import DEVELOPED, JITTERED, UNTOUCHED
+from data.sources import build_loader, open_folder
 from data.synthesis import MEAN, normalise
 from utils.colour import from_linear, luma, luminance, to_linear
 from utils.config import load_config
@@ -80,8 +81,8 @@ def test_photos_that_are_mostly_black_or_white_are_not_driven_to_two_levels(valu
 
 def test_targets_are_normalised_in_training_where_the_input_is_synthesised(small_config_path, monkeypatch):
     config = load_config(small_config_path, ["degradation=camera", "identity_share=0.5", "batch_size=10"])
-    dataset, arithmetic = train.open_folder(config, config.train_data_dir, training=True), train.Arithmetic("float32")
-    batch = next(iter(train.build_loader(config, dataset, 10, arithmetic)[0]))
+    dataset, arithmetic = open_folder(config, config.train_data_dir, training=True), train.Arithmetic("float32")
+    batch = next(iter(build_loader(config, dataset, 10, arithmetic)[0]))
     inputs, targets = train.make_pairs(batch, arithmetic, 1.0)
     same_inputs, photos = train.make_pairs(batch, arithmetic)
     assert torch.equal(inputs, same_inputs)
@@ -197,14 +198,14 @@ def test_draws_cover_their_ranges():
 def test_a_batch_holds_the_shares_that_were_asked_for(small_config_path):
     options = ["degradation=mixture", "identity_share=0.2", "camera_noise=0", "batch_size=10"]
     config = load_config(small_config_path, options)
-    dataset = train.open_folder(config, config.train_data_dir, training=True)
+    dataset = open_folder(config, config.train_data_dir, training=True)
     kinds = [dataset[epoch, index][0][5] for epoch in range(40) for index in range(10)]
     shares = [kinds.count(kind) / 400 for kind in (JITTERED, DEVELOPED, UNTOUCHED)]
     assert shares == pytest.approx([0.4, 0.4, 0.2], abs=0.07)
-    valid = train.open_folder(config, config.valid_data_dir, training=False)
+    valid = open_folder(config, config.valid_data_dir, training=False)
     assert UNTOUCHED not in [valid[1, index][0][5] for index in range(3)]
     arithmetic = train.Arithmetic("float32")
-    batch = next(iter(train.build_loader(config, dataset, 10, arithmetic)[0]))
+    batch = next(iter(build_loader(config, dataset, 10, arithmetic)[0]))
     inputs, targets = train.make_pairs(batch, arithmetic)
     difference = (inputs - targets).abs().amax(dim=(1, 2, 3))
     assert ((difference == 0) == (batch.kinds == UNTOUCHED)).all()
@@ -229,5 +230,5 @@ def test_a_run_of_the_repositorys_recipe_resumes_to_the_same_end(small_config_pa
 
 def test_the_jitter_alone_is_what_it_was(small_config_path):
     config = load_config(small_config_path)
-    dataset = train.open_folder(config, config.train_data_dir, training=True)
+    dataset = open_folder(config, config.train_data_dir, training=True)
     assert {dataset[epoch, index][0][5] for epoch in range(5) for index in range(10)} == {JITTERED}

@@ -11,6 +11,7 @@ from test_train import run
 
 import train
 from data import Batch, LayoutError, PhotoDataset, find_pairs
+from data.sources import build_loader, open_folder
 from models import build_generator, network_class
 from utils.config import load_config
 from utils.training.checkpoint import load_checkpoint
@@ -252,9 +253,9 @@ def test_real_inputs_are_used_and_the_others_are_synthesised(small_config_path, 
     lol_v1(photos / "lol")
     config = load_config(small_config_path, [f'train_pairs=["lol_v1:{photos / "lol"}"]', "batch_size=31"])
     arithmetic = train.Arithmetic("float32")
-    dataset = train.open_folder(config, config.train_data_dir, training=True)
+    dataset = open_folder(config, config.train_data_dir, training=True)
     assert len(dataset) == 10 + 21
-    batch = next(iter(train.build_loader(config, dataset, 31, arithmetic)[0]))
+    batch = next(iter(build_loader(config, dataset, 31, arithmetic)[0]))
     assert isinstance(batch, Batch) and batch.is_pair.sum() == 21
     inputs, targets = train.make_pairs(batch, arithmetic)
     real = batch.is_pair

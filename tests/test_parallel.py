@@ -11,14 +11,19 @@ from conftest import REPOSITORY
 from PIL import Image
 from test_train import run
 
-import train
 from data import EpochBatches, NoPhotosError
+from data.sources import require_enough_photos, require_same_photos
 from utils.config import ConfigError, load_config
 from utils.training.checkpoint import load_checkpoint
 from utils.training.stop import StopRequest
 
 EXACT = ("precision=float32", "batch_size=5", "discriminator_init_lr=0.001", "ema_decay=0.5", "init_lr=0.002")
-SPAWN = "import sys, train; train.visible_gpus = lambda: 2; sys.exit(train.main(sys.argv[1:]))"
+SPAWN = """
+import sys, train
+from utils.training import processes
+processes.visible_gpus = lambda: 2
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -121,14 +126,14 @@ def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path,
 
 def test_fewer_photos_than_processes_is_an_error(small_config_path):
     config = load_config(small_config_path, ["batch_size=4"])
-    train.require_enough_photos(config, 9, 3)
+    require_enough_photos(config, 9, 3)
     for count, size in ((2, 4), (9, 2), (10, 2)):
         config = load_config(small_config_path, [f"batch_size={size}"])
         with pytest.raises(ConfigError, match=f"batch_size = {size} .* fewer than the 3 processes: raise batch_size"):
-            train.require_enough_photos(config, count, 3)
+            require_enough_photos(config, count, 3)
     config = load_config(small_config_path, ["batch_size=8", "accumulation_steps=3"])
     with pytest.raises(ConfigError, match="accumulation_steps = 3 is more than the 2 photos"):
-        train.require_enough_photos(config, 8, 3)
+        require_enough_photos(config, 8, 3)
 
 
 def test_an_error_of_one_process_is_one_line_and_one_exit_code(small_config_path, photos):
@@ -142,14 +147,14 @@ def test_an_error_of_one_process_is_one_line_and_one_exit_code(small_config_path
 
 def test_machines_that_see_other_photos_are_refused(small_config_path):
     config = load_config(small_config_path)
-    train.require_same_photos(config, [["a", "b"]] * 3)
+    require_same_photos(config, [["a", "b"]] * 3)
     with pytest.raises(NoPhotosError, match="valid: process 2 sees other photos there than process 0"):
-        train.require_same_photos(config, [["a", "b"], ["a", "b"], ["a", "c"]])
+        require_same_photos(config, [["a", "b"], ["a", "b"], ["a", "c"]])
 
 
 def test_gpus_that_are_not_there_are_refused(small_config_path, monkeypatch, capsys):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(train, "visible_gpus", lambda: 2)
+    monkeypatch.setattr("utils.training.processes.visible_gpus", lambda: 2)
     assert run(small_config_path, "CUDA_VISIBLE_DEVICES=0,1,2,3") == 2
     assert 'CUDA_VISIBLE_DEVICES = "0,1,2,3" lists 4 GPUs, but here are 2' in capsys.readouterr().err
 

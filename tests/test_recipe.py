@@ -11,11 +11,14 @@ from test_train import first_batch_and_state, run, same, signal_in_step, step, w
 
 import train
 from data import PhotoDataset
+from data.sources import camera_range
 from models import NETWORKS, Generator, build_generator
 from models.losses import adversarial_loss
 from utils.config import Config, load_config
 from utils.training.checkpoint import load_checkpoint
+from utils.training.objective import resize, weighted_losses
 from utils.training.schedule import plan_epochs
+from utils.training.start import warm_start
 from utils.weights import load_weights
 
 STAGES = [
@@ -142,23 +145,23 @@ def test_the_gradients_norm_is_limited(small_config_path):
 def test_the_configuration_reaches_camera_and_losses(small_config_path):
     options = ["camera_metered=true", "camera_ev_least=0.5", "camera_ev_min=-3", "clipped_weight=0"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
-    ranges = train.camera_range(state.config)
+    ranges = camera_range(state.config)
     assert (ranges.is_metered, ranges.least_ev, ranges.ev) == (True, 0.5, (-3.0, 2.6))
     inputs, targets = torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
     for model in ("msec", "prenet"):  # all light was lost: nothing is asked of the network
         batch, state, arithmetic = first_batch_and_state(small_config_path, *options, f"model={model}")
         outputs = [output.detach() + 0.1 for output in state.generator(inputs)]
         outputs[0].requires_grad_()
-        assert sum(train.weighted_losses(state, inputs, outputs, targets).values()).item() == 0
+        assert sum(weighted_losses(state, inputs, outputs, targets).values()).item() == 0
 
 
 def test_every_range_of_the_camera_has_its_key(small_config_path):
     keys = [item.name for item in dataclasses.fields(Config) if item.name.startswith("camera_")]
-    base = train.camera_range(load_config(small_config_path))
+    base = camera_range(load_config(small_config_path))
     changed = set()
     for key in keys:
         value = {"camera_metered": "true", "camera_jpeg": "40", "camera_ev_min": "-0.9"}.get(key, "0.9")
-        ranges = train.camera_range(load_config(small_config_path, [f"{key}={value}"]))
+        ranges = camera_range(load_config(small_config_path, [f"{key}={value}"]))
         old, new = dataclasses.asdict(base), dataclasses.asdict(ranges)
         different = {name for name in old if new[name] != old[name]}
         assert len(different) == 1, key
@@ -212,9 +215,7 @@ def test_a_run_starts_from_the_function_of_other_weights(small_config_path, phot
     weights = load_weights(photos / "run" / "best.safetensors")
     trained = build_generator(weights.architecture)
     trained.load_state_dict(weights.state)
-    network = train.warm_start(
-        load_config(small_config_path, [f"conv={target}", f"init_weights={photos / 'run' / file}"])
-    )
+    network = warm_start(load_config(small_config_path, [f"conv={target}", f"init_weights={photos / 'run' / file}"]))
     photo = torch.rand(1, 3, 33, 47)
     untrained = build_generator(weights.architecture)
     with torch.no_grad():
@@ -278,7 +279,7 @@ def test_the_adversarial_phase_works(small_config_path):
     outputs = state.generator(inputs)[0]
     assert torch.isfinite(outputs).all() and outputs.min() > -0.5 and outputs.max() < 1.5
     state.generator.zero_grad()
-    adversarial_loss(state.discriminator(train.resize(outputs, (256, 256)))).backward()
+    adversarial_loss(state.discriminator(resize(outputs, (256, 256)))).backward()
     norm = torch.cat([p.grad.flatten() for p in state.generator.parameters() if p.grad is not None]).norm()
     assert 0 < norm < math.inf
 

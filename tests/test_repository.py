@@ -10,7 +10,6 @@ FLOORS = ("models", "utils", "data", "scripts", "benchmarks")
 SCRIPTS = {"train", "merge", "predict", "evaluate"}
 MEASURED = {
     "ablation.py": {"train"},
-    "degradations.py": {"train"},
     "predict.py": {"predict"},
     "short_run.py": {"train"},
     "train.py": {"train"},

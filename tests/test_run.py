@@ -20,6 +20,7 @@ from test_train import run, same, start, without_speed
 
 import train
 from data import NoPhotosError, PhotoDataset
+from data.sources import refuse_common_photos
 from utils.training.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.training.plots import draw_curves
 
@@ -110,9 +111,9 @@ def test_photos_that_only_begin_and_end_alike_are_different(tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "photo.bmp")
     first, second = (PhotoDataset(tmp_path / name, (32, 32), jitter=(0, 0, 0, 0)) for name in ("a", "b"))
-    train.refuse_common_photos(first, second)
+    refuse_common_photos(first, second)
     with pytest.raises(NoPhotosError):
-        train.refuse_common_photos(first, first)
+        refuse_common_photos(first, first)
 
 
 def test_two_runs_in_one_folder_are_refused(small_config_path, photos, capsys):

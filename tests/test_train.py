@@ -15,6 +15,7 @@ from PIL import Image
 
 import models.generator
 import train
+from data.sources import build_loader, open_photos
 from models import build_generator
 from models.daconv import merge_daconv
 from utils.config import load_config
@@ -22,6 +23,7 @@ from utils.device import Arithmetic
 from utils.training.checkpoint import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.training.progress import FailureLog
 from utils.training.schedule import plan_epochs, set_learning_rates
+from utils.training.start import new_state
 from utils.training.state import released_weights
 from utils.weights import load_weights
 
@@ -72,9 +74,9 @@ def test_a_run_leaves_whole_files_that_predict_can_use(small_config_path, photos
 def first_batch_and_state(config_path, *overrides):
     config = load_config(config_path, overrides)
     arithmetic = Arithmetic(config.precision)
-    photos, _ = train.open_photos(config, FailureLog())
-    loader, _ = train.build_loader(config, photos, config.batch_size, arithmetic)
-    return next(iter(loader)), train.new_state(config, arithmetic, photos=[]), arithmetic
+    photos, _ = open_photos(config, FailureLog())
+    loader, _ = build_loader(config, photos, config.batch_size, arithmetic)
+    return next(iter(loader)), new_state(config, arithmetic, photos=[]), arithmetic
 
 
 def step(*arguments, **options):
@@ -283,7 +285,7 @@ def test_bad_command_lines_and_folders_exit_with_2(small_config_path, photos, tm
 
 def test_learning_rates_follow_half_a_cosine_and_the_discriminators_starts_later(small_config_path):
     config = load_config(small_config_path, ["epochs=4", "begin_use_adv_loss_epoch=3"])
-    state = train.new_state(config, Arithmetic("float32"), photos=[])
+    state = new_state(config, Arithmetic("float32"), photos=[])
     plan, rates = plan_epochs(config, photo_count=40), []
     for number in range(40):
         set_learning_rates(state, plan, number)

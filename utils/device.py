@@ -2,6 +2,8 @@
 
 import math
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,6 +82,22 @@ def peak_memory() -> float:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure(work: Callable[[], object], device: torch.device, count: int = 3) -> tuple[float, float]:
+    """Return the mean seconds of `count` calls and the peak memory in bytes, of the GPU or process.
+
+    `work` must wait for the device. A call before the others is not timed: it allocates.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    work()
+    started = time.monotonic()
+    for _ in range(count):
+        work()
+    memory = torch.cuda.max_memory_allocated() if on_gpu else peak_memory()
+    return (time.monotonic() - started) / count, memory
 
 
 def describe(device: torch.device) -> str:

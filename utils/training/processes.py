@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.multiprocessing.spawn import start_processes as spawn
 
+from ..config import ConfigError
+
 Result = TypeVar("Result")
 _VARIABLES = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
 LOST = 3
@@ -173,3 +175,42 @@ def _run_process(
         os.setpgrp()  # Ctrl-C reaches the parent alone, which passes it on once
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     sys.exit(function(*arguments))
+
+
+def processes_to_start(listed: str) -> int:
+    """Make the GPUs that CUDA_VISIBLE_DEVICES lists visible; return how many processes are to be started, 0 for none.
+
+    A process that torchrun has launched starts none, and GPUs that the environment names take precedence.
+
+    Raises:
+        ConfigError: GPUs are listed that are not there.
+    """
+    if "LOCAL_RANK" in os.environ:  # launched by torchrun, with GPUs of its own choice
+        return 0
+    count = len([name for name in listed.split(",") if name])
+    is_ours = "CUDA_VISIBLE_DEVICES" not in os.environ
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", listed)
+    if is_ours and 0 < visible_gpus() < count:
+        raise ConfigError(
+            f'CUDA_VISIBLE_DEVICES = "{listed}" lists {count} GPUs, but here are {visible_gpus()}: list those that '
+            "there are"
+        )
+    return visible_gpus() if visible_gpus() > 1 else 0
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs CUDA_VISIBLE_DEVICES leaves, without starting CUDA."""
+    return torch.cuda.device_count()
+
+
+def explain(error: Exception, processes: Processes) -> tuple[int, str]:
+    """Return the exit code and what to do about an error of PyTorch; raise it again if it is not a known one."""
+    text = str(error)
+    advice = "lower batch_size or image_size, or raise accumulation_steps"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return 1, f"the memory does not suffice: {advice} ({text.splitlines()[0] if text else type(error).__name__})"
+    if "DataLoader worker (pid" in text:
+        return 1, f"{text.splitlines()[0]} Lower num_workers if memory or /dev/shm is short"
+    if isinstance(error, RuntimeError) and processes.lost(error):
+        return LOST, "another process has ended"
+    raise error

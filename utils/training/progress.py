@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..config import Config
+from ..device import Arithmetic
 from .processes import ALONE, Processes
 from .schedule import Epoch
 from .state import TrainingState
@@ -150,3 +152,31 @@ class Progress:
     def close(self) -> None:
         """Clear the bar: the epoch's line follows."""
         self._bar.close()
+
+
+def announce(
+    config: Config,
+    state: TrainingState,
+    arithmetic: Arithmetic,
+    photo_count: int,
+    plan: list[Epoch],
+    processes: int = 1,
+) -> None:
+    """Print what is about to happen."""
+    count = f"{processes} processes, " if processes > 1 else ""
+    print(f"{count}{arithmetic}; {config.model}, {parameter_count(state.generator)} parameters", file=sys.stderr)
+    for number, stage in enumerate(config.schedule, start=1):
+        height, width = stage.image_size
+        steps = next(epoch.steps for epoch in plan if epoch.stage == number)
+        begin = stage.begin_use_adv_loss_epoch
+        adversary = f", discriminator from epoch {begin}" if begin <= stage.epochs else ""
+        print(
+            f"{f'stage {number}: ' if config.stages else ''}{photo_count} photos in views of {width}x{height} px, "
+            f"{stage.epochs} epochs of {steps} steps of {stage.batch_size}{adversary}",
+            file=sys.stderr,
+        )
+
+
+def parameter_count(network: nn.Module) -> str:
+    """Return the number of parameters for people."""
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"

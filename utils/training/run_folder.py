@@ -1,6 +1,7 @@
 """The folder of a training run: who may write to it, and the files beside the checkpoints."""
 
 import csv
+import errno
 import importlib.util
 import io
 import json
@@ -122,6 +123,13 @@ class RunFolder:
         """Write curves.png, if an epoch has been finished."""
         if history:
             draw_curves(self.path / "curves.png", history, _PANELS)
+
+
+def require_writable(path: Path) -> None:
+    """Raise `PermissionError` if a run's folder cannot be made or written to."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise PermissionError(errno.EACCES, "cannot be written to", str(above))
 
 
 def environment(arithmetic: str, processes: int) -> dict[str, Any]:

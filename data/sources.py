@@ -1,0 +1,202 @@
+"""What a configuration trains and validates on: folders of photos, real pairs, and the batches made of them."""
+
+import hashlib
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from utils.config import Config, ConfigError
+from utils.device import Arithmetic
+from utils.files import fingerprint, sha256
+from utils.training.processes import ALONE, Processes
+from utils.training.progress import FailureLog
+
+from .cache import PhotoCache
+from .camera import CameraRange
+from .dataset import Batch, EpochBatches, NoPhotosError, PhotoDataset, collate
+from .paired import LayoutError, Pair, find_pairs
+
+
+def open_photos(
+    config: Config, failures: FailureLog, processes: Processes = ALONE
+) -> tuple[PhotoDataset, PhotoDataset]:
+    """Return the data sets of training and validation.
+
+    Raises:
+        NoPhotosError: one of them has no photos, or both have some in common.
+        LayoutError: as `open_pairs`.
+    """
+    photos = open_folder(config, config.train_data_dir, training=True)
+    valid_photos = open_folder(config, config.valid_data_dir, training=False)
+    for dataset in (photos, valid_photos):
+        failures.report(dataset.failures, processes)
+    refuse_common_photos(photos, valid_photos)
+    return photos, valid_photos
+
+
+def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
+    """Return the random views of a folder for training, or its fixed views for validation."""
+    return PhotoDataset(
+        folder,
+        config.image_size,
+        jitter=config.color_jitter,
+        seed=config.seed if training else None,
+        crop_min_area=config.crop_min_area,
+        crop_min_deviation=config.crop_min_deviation,
+        crop_min_mean=config.crop_min_mean,
+        cache=PhotoCache(config.photo_cache_dir, limit=int(config.photo_cache_gigabytes * 1e9)),
+        pairs=open_pairs(config, training=training),
+        camera_range=camera_range(config),
+        camera_share={"color_jitter": 0.0, "camera": 1.0, "mixture": 0.5}[config.degradation],
+        identity_share=config.identity_share,
+    )
+
+
+def camera_range(config: Config) -> CameraRange:
+    """Return from what the exposures and developments of a camera are drawn."""
+    return CameraRange(
+        ev=(config.camera_ev_min, config.camera_ev_max),
+        dark_share=config.camera_dark_share,
+        least_ev=config.camera_ev_least,
+        is_metered=config.camera_metered,
+        local_ev=config.camera_local_ev,
+        local_share=config.camera_local_share,
+        shoulder=config.camera_shoulder,
+        noise=config.camera_noise,
+        noise_share=config.camera_noise_share,
+        white_balance=config.camera_white_balance,
+        gamma=config.camera_gamma,
+        contrast=config.camera_contrast,
+        saturation=config.camera_saturation,
+        quality=config.camera_jpeg,
+        jpeg_share=config.camera_jpeg_share,
+    )
+
+
+def open_pairs(config: Config, *, training: bool) -> list[Pair]:
+    """Return the real pairs to train or to validate on.
+
+    Raises:
+        LayoutError: a data set is unknown, not there, empty, or has problems that are not to be skipped.
+    """
+    pairs: list[Pair] = []
+    for source in config.train_pairs if training else config.valid_pairs:
+        dataset, _, folder = source.partition(":")
+        split = "train" if training else "valid"
+        found, problems = find_pairs(dataset, Path(folder), split)
+        if problems and not config.skip_pair_problems:
+            path, reason = problems[0]
+            raise LayoutError(
+                f"{source}: {len(problems)} problems, the first {path}: {reason}; python evaluate.py --check {dataset} "
+                f"{folder} --split {split} lists them, skip_pair_problems leaves them out"
+            )
+        if problems:
+            print(f"{source}: {len(problems)} problems left out, {len(found)} pairs", file=sys.stderr)
+        if not found:
+            raise LayoutError(f"{source}: no pairs found")
+        pairs += found
+    return pairs
+
+
+def build_loader(
+    config: Config, dataset: PhotoDataset, batch_size: int, arithmetic: Arithmetic, processes: Processes = ALONE
+) -> tuple[DataLoader[Any], EpochBatches]:
+    """Return the loader of this process's share of a data set, and the sampler that drives it."""
+    batches = EpochBatches(len(dataset), batch_size, seed=dataset.seed, rank=processes.rank, processes=processes.count)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0 and dataset.seed is not None,  # validation's are seldom needed
+        pin_memory=arithmetic.device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
+    )
+    return loader, batches
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let the training process alone handle signals that every process of a terminal or a job gets."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the second one is the loader's own, for a worker that does not end by itself
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def refuse_common_photos(photos: PhotoDataset, valid_photos: PhotoDataset) -> None:
+    """Raise `NoPhotosError` if a photo is in both data sets, under whatever names."""
+    seen = {}
+    for path in photos.paths:
+        with suppress(OSError):  # it will be named when it is read
+            seen[fingerprint(path)] = path
+    common = []
+    for path in valid_photos.paths:
+        with suppress(OSError):
+            other = seen.get(fingerprint(path))
+            if other is not None and sha256(path) == sha256(other):
+                common.append((path, other))
+    if common:
+        path, other = common[0]
+        more = f", and {len(common) - 1} more" if len(common) > 1 else ""
+        raise NoPhotosError(
+            f"{path} is also in the training set, as {other}{more}: the best epoch would be chosen on photos that were "
+            "trained on; take them out of one of the two folders"
+        )
+
+
+def require_same_photos(config: Config, digests: list[list[str]]) -> None:
+    """Raise `NoPhotosError` if processes, on several machines, see different photos."""
+    for position, folder in enumerate((config.train_data_dir, config.valid_data_dir)):
+        differing = [rank for rank, own in enumerate(digests) if own[position] != digests[0][position]]
+        if differing:
+            raise NoPhotosError(
+                f"{folder}: process {differing[0]} sees other photos there than process 0: every machine needs the same"
+            )
+
+
+def require_enough_photos(config: Config, photo_count: int, processes: int) -> None:
+    """Raise `ConfigError` if a process would be left without a photo, or without one for each part of its share."""
+    for stage in config.schedule:
+        batches = EpochBatches(photo_count, stage.batch_size, seed=None)
+        smallest = min(batches.size(batch) for batch in range(len(batches)))
+        if smallest < processes:
+            raise ConfigError(
+                f"batch_size = {stage.batch_size} makes batches of {smallest} of the {photo_count} training photos, "
+                f"fewer than the {processes} processes: raise batch_size, add photos, or use fewer GPUs"
+            )
+        if smallest < processes * config.accumulation_steps and config.accumulation_steps > 1:
+            raise ConfigError(
+                f"accumulation_steps = {config.accumulation_steps} is more than the {smallest // processes} "
+                f"photos of a batch that each process has: lower it, or raise batch_size = {stage.batch_size}"
+            )
+
+
+def describe_photos(config: Config, photos: PhotoDataset, valid_photos: PhotoDataset) -> None:
+    """Print what was found in the folders of training and validation."""
+    for name, dataset in (("train_data_dir", photos), ("valid_data_dir", valid_photos)):
+        small = sum(min(w / config.image_size[1], h / config.image_size[0]) < 1 for w, h in dataset.sizes)
+        enlarged = f", {small} smaller than the view and enlarged" if small else ""
+        real = sum(path is not None for path in dataset.inputs)
+        pairs = f", {real} of them real pairs" if real else ""
+        where = getattr(config, name) or "(none)"
+        print(f"{name} {where}: {len(dataset)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}")
+
+
+def first_batch(photos: PhotoDataset, size: int) -> Batch:
+    """Return the first batch of `size` photos.
+
+    Raises:
+        NoPhotosError: none of them can be decoded.
+    """
+    batch = collate([photos[key] for key in next(iter(EpochBatches(len(photos), size, seed=photos.seed)))])
+    if not batch.names:
+        raise NoPhotosError(f"{photos.folder}: none of its photos can be decoded")
+    return batch
+
+
+def list_digest(dataset: PhotoDataset) -> str:
+    """Return a digest of which photos a data set has, by name, to notice that some were added or removed."""
+    return hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,120 @@
+"""Where a run begins: with untrained weights, with given ones, or where it was stopped."""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from models import Network, build_discriminator, build_generator
+from models.daconv import merge_daconv, to_daconv
+
+from ..config import Config, ConfigError, config_from_dict
+from ..device import Arithmetic
+from ..weights import is_whole, load_weights
+from .checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint
+from .processes import Processes
+from .release import ARCHITECTURE, export, trained_network
+from .schedule import Epoch
+from .state import TrainingState
+
+
+def new_state(
+    config: Config, arithmetic: Arithmetic, photos: Sequence[str] = (), *, is_warm: bool = True
+) -> TrainingState:
+    """Return the state before the first step; its weights are those of `config.init_weights`, if `is_warm`."""
+    torch.manual_seed(config.seed)
+    generator = warm_start(config) if config.init_weights and is_warm else build_generator(config)
+    discriminator = build_discriminator(config)
+    return TrainingState(config, arithmetic.place(generator), arithmetic.place(discriminator), list(photos))
+
+
+def warm_start(config: Config) -> Network:
+    """Return the network of `config` with the function of the weights or checkpoint `config.init_weights`.
+
+    Plain and DAConv layers become one another through `to_daconv` and `merge_daconv`.
+
+    Raises:
+        ConfigError: the file is missing, or of another network.
+        WeightsError, CheckpointError: it is damaged.
+    """
+    path = Path(config.init_weights)
+    if not path.is_file():
+        raise ConfigError(f'init_weights = "{path}": there is no such file')
+    if path.suffix == ".pt":
+        checkpoint = load_checkpoint(path, TrainingState.ENTRIES)
+        source: Any = config_from_dict(checkpoint["config"], source=str(path))
+        require_same_network(config, source, path)
+        network = trained_network(checkpoint, path)
+        if source.conv == config.conv:
+            return network
+        if source.conv == "daconv":
+            return cast(Network, merge_daconv(network))
+    else:
+        weights = load_weights(path)
+        require_same_network(config, weights.architecture, path)
+        network = build_generator(weights.architecture)
+        network.load_state_dict(weights.state)
+    return cast(Network, to_daconv(network, keep_function=True)[0]) if config.conv == "daconv" else network
+
+
+def require_same_network(config: Config, source: Any, path: Path) -> None:
+    """Raise `ConfigError` if weights are of another network than the one to train."""
+    for name in ARCHITECTURE:
+        there, here = (getattr(values, name, None) for values in (source, config))
+        there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
+        if there is not None and there != here:
+            raise ConfigError(f'init_weights = "{path}" has {name} = {there}, not {here}: train the same network')
+
+
+def read_checkpoint(
+    config: Config, photos: list[str], folder: Path, plan: list[Epoch], *, is_dry: bool = False
+) -> dict[str, Any] | None:
+    """Return the newest whole checkpoint of a folder, with what has to begin anew reset; say what has changed.
+
+    None if there is none. Lost weights are written again from best.pt, unless `is_dry`.
+
+    Raises:
+        CheckpointError: all are damaged, or it holds another architecture.
+    """
+    try:
+        saved, path, damages = load_newest_checkpoint(folder / "last.pt", TrainingState.ENTRIES)
+    except FileNotFoundError:
+        return None
+    for damage in damages:
+        print(f"WARNING {damage}; going on from {path}", file=sys.stderr)
+    new, old = config.to_dict(), config_from_dict(saved["config"], source=str(path)).to_dict()
+    changed = {name for name in new if new[name] != old[name]}
+    for name in sorted(changed):
+        print(f"changed since the checkpoint: {name} = {old[name]} -> {new[name]}", file=sys.stderr)
+        if name in (*ARCHITECTURE, "conv"):
+            raise CheckpointError(
+                f"{path}: made with {name} = {old[name]}, not {new[name]}: "
+                "give model_save_dir another folder, or move this one away"
+            )
+    is_over = saved["epoch"] > len(plan)
+    of_training = {"batch_size", "stages", "seed", "train_data_dir", "train_pairs"}
+    has_new_order = of_training & changed or saved["photos"][0] != photos[0]
+    if saved["step"] and (is_over or saved["step"] > plan[saved["epoch"] - 1].steps or has_new_order):
+        print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
+        saved["step"], saved["totals"] = 0, {}
+    of_validation = {name for name in new if name.startswith(("color_jitter_", "camera_", "degradation"))}
+    of_validation |= {"ema_decay", "image_size", "valid_data_dir", "valid_pairs"}
+    if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
+        print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
+        saved["best_psnr"] = -math.inf
+    best = folder / "best.pt"
+    if not is_dry and best.exists() and not is_whole(folder / "best.safetensors"):  # a kill came between the two
+        export(folder / "best.safetensors", load_checkpoint(best, TrainingState.ENTRIES))
+    print(f"resuming in epoch {saved['epoch']} after step {saved['step']} from {path}", file=sys.stderr)
+    return saved
+
+
+def share_weights(state: TrainingState, processes: Processes) -> None:
+    """Let all processes begin with the weights of the first."""
+    if processes.count > 1:
+        for network in (state.generator, state.discriminator):
+            network.load_state_dict(processes.share({name: t.cpu() for name, t in network.state_dict().items()}))
+        state.restart_average()
