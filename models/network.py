@@ -1,4 +1,4 @@
-"""What train.py, merge.py and predict.py ask of a network."""
+"""What train.py, export.py and predict.py ask of a network."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -65,7 +65,7 @@ class Predictor:
         """Return a predictor from a weights file.
 
         Args:
-            path: as train.py and merge.py write it, with its digest beside it.
+            path: as train.py and export.py write it, with its digest beside it.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             size: longest side of what the network sees; None takes what the weights file says.
 

@@ -1,14 +1,17 @@
 import re
+import shlex
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import REPOSITORY, picture
 from PIL import Image
 from torch import nn
 
-import merge
+import export
 import models
 import predict
 import train
@@ -42,11 +45,11 @@ class Fourth(Network):
 
 
 @pytest.mark.parametrize("model", [*NETWORKS, "fourth"])
-def test_train_merge_and_predict_with_every_network(model, small_config_path, photos, tmp_path, monkeypatch, capsys):
+def test_train_export_and_predict_with_every_network(model, small_config_path, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.NETWORKS, "fourth", Fourth)
     assert run(small_config_path, f"model={model}", "conv=daconv", "begin_use_adv_loss_epoch=9", "epochs=2") == 0
     merged = tmp_path / "new" / "merged.safetensors"
-    assert merge.main([str(photos / "run" / "best.pt"), "-o", str(merged)]) == 0
+    assert export.main([str(photos / "run" / "best.pt"), "-o", str(merged)]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert 0 < float(re.search(r"random input (\S+),", line)[1]) < 1e-5  # against float64: never 0
 
@@ -87,7 +90,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(chec
 
     def refused(*words):
         capsys.readouterr()
-        assert merge.main([str(checkpoint), "-o", str(out)]) == 1
+        assert export.main([str(checkpoint), "-o", str(out)]) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and str(checkpoint) in error and all(word in error for word in words), error
         assert not out.exists() and not list(tmp_path.glob("*.sha256"))
@@ -109,7 +112,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(chec
     refused("new_key")
     changed(checkpoint, **whole)
     (tmp_path / "merged.safetensors.sha256").mkdir()
-    assert merge.main([str(checkpoint), "-o", str(out)]) == 1
+    assert export.main([str(checkpoint), "-o", str(out)]) == 1
     assert "is a folder" in capsys.readouterr().err and not out.exists()
     (tmp_path / "merged.safetensors.sha256").rmdir()
     save_checkpoint(checkpoint, {"generator": whole["generator"]})
@@ -132,7 +135,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(chec
 def test_usage_errors(checkpoint, arguments, words, capsys):
     before = (checkpoint.parent / "best.safetensors").read_bytes()
     with pytest.raises(SystemExit, match="2"):
-        merge.main([word.format(run=checkpoint.parent) for word in arguments])
+        export.main([word.format(run=checkpoint.parent) for word in arguments])
     assert words in capsys.readouterr().err
     assert (checkpoint.parent / "best.safetensors").read_bytes() == before
 
@@ -141,8 +144,15 @@ def test_a_checkpoint_before_the_first_epoch_can_be_merged_over_an_old_file(chec
     changed(checkpoint, history=[])
     out = tmp_path / "merged.safetensors"
     out.write_bytes(b"old")
-    assert merge.main([str(checkpoint), "-o", str(out), "--overwrite"]) == 0
+    assert export.main([str(checkpoint), "-o", str(out), "--overwrite"]) == 0
     assert load_weights(out).training["config"]["conv"] == "daconv"
+
+
+def test_merge_says_what_to_type_instead():
+    words = ["my best.pt", "-o", "plain.safetensors"]
+    result = subprocess.run([sys.executable, REPOSITORY / "merge.py", *words], capture_output=True, text=True)
+    assert result.returncode == 2 and not result.stdout
+    assert f"python export.py {shlex.join(words)}\n" in result.stderr
 
 
 def test_an_unknown_network_is_refused_before_training(small_config_path, photos, capsys):
