@@ -17,6 +17,7 @@ from test_paired import msec, save
 
 import evaluate
 from utils.colour import from_lab, luma, to_lab
+from utils.evaluation import scoring
 from utils.evaluation.baselines import BASELINES, clahe
 from utils.evaluation.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
 from utils.weights import save_weights
@@ -306,15 +307,15 @@ def test_an_interrupted_run_goes_on(pairs, tmp_path, monkeypatch):
     out, seen = tmp_path / "out", []
     whole = tmp_path / "whole"
     assert run("folder", pairs, "--method", "gamma_to_mean", "-o", whole) == 0
-    original = evaluate.score_photo
+    original = scoring.score_photo
 
     def counted(*arguments):
-        seen.append(arguments[2][0].input.name)
+        seen.append(arguments[1][0].input.name)
         if len(seen) == 3:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(evaluate, "score_photo", counted)
+    monkeypatch.setattr(scoring, "score_photo", counted)
     command = ("folder", pairs, "--method", "gamma_to_mean", "-o", out, "--workers", "1")
     assert run(*command) == 130
     partial = out / "results.partial.jsonl"

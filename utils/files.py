@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -81,6 +81,12 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def state_of(paths: Iterable[Path]) -> str:
+    """Return a digest of files' paths, sizes and times of change: another one once any of them was changed."""
+    state = "".join(f"{path}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in paths)
+    return hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def fingerprint(path: Path, sample: int = 65536) -> str:

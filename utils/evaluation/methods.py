@@ -1,20 +1,133 @@
-"""What is compared: a method makes a corrected photo of a photo."""
+"""What is compared: a method makes a corrected photo of a photo, or looks it up in a folder of another tool's."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..photos.reading import PhotoError, read_photo
+from ..files import sha256, state_of
+from ..photos.predictor import Predictor
+from ..photos.reading import SUFFIXES, PhotoError, read_photo
+from ..weights import load_weights
+from .baselines import BASELINES
+from .errors import EvaluationError, UsageError
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+"""Folder of the released weights, which may be called by their names alone."""
 
 Pixels = npt.NDArray[np.uint8]
 Method = Callable[[Pixels], Pixels]
 
 
-class EvaluationError(Exception):
-    """A comparison that cannot be made. The message names the file and says what to do."""
+class PhotoPair(Protocol):
+    """A photo and what it should look like, as `data.paired.Pair` has them."""
+
+    @property
+    def input(self) -> Path: ...  # noqa: D102
+
+    @property
+    def target(self) -> Path: ...  # noqa: D102
+
+    @property
+    def group(self) -> str: ...  # noqa: D102
+
+    @property
+    def target_group(self) -> str: ...  # noqa: D102
+
+    @property
+    def size(self) -> tuple[int, int]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method in the table."""
+
+    name: str
+    digest: str
+    """Of its weights, "" without."""
+    correct: Callable[[PhotoPair, Pixels], Pixels]
+    trained_on: tuple[str, ...] = ()
+    """Data sets of pairs, as `train_pairs` of conf.json has them."""
+
+
+def baseline(name: str) -> Contestant:
+    """Return one of `BASELINES`."""
+    return Contestant(name, "", _without_pair(BASELINES[name]))
+
+
+def network(path: Path, size: int | None) -> Contestant:
+    """Return the method of a weights file, or of a released one by its name; a run's best file is named by its run.
+
+    Raises:
+        UsageError: the network cannot be run as asked.
+        WeightsError: the weights cannot be used.
+    """
+    released = WEIGHTS / f"{path}.safetensors"
+    if not path.suffix and not path.is_file() and released.is_file():
+        path = released
+    try:
+        predictor = Predictor.from_weights(path, size=size)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    name = path.resolve().parent.name if path.stem == "best" else path.stem
+    trained_on = load_weights(path).training.get("config", {}).get("train_pairs", ())
+    return Contestant(name, sha256(path), _without_pair(predictor.predict), tuple(trained_on))
+
+
+def _without_pair(method: Method) -> Callable[[PhotoPair, Pixels], Pixels]:
+    return lambda pair, photo: method(photo)
+
+
+def predictions(folder: Path, pairs: Sequence[PhotoPair], root: Path, longest: int | None) -> Contestant:
+    """Return the method that looks its results up in a folder, by as much of the input's path as tells inputs apart.
+
+    Args:
+        folder: another tool's pictures.
+        pairs: what will be asked for.
+        root: the data set's folder.
+        longest: side to which pictures of the target's full size are reduced.
+
+    Raises:
+        UsageError: there is no such folder.
+        EvaluationError: an input has no picture, or several.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--predictions {folder}: there is no such folder")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            parts = path.relative_to(folder).with_suffix("").parts
+            for length in range(1, len(parts) + 1):
+                found.setdefault("/".join(parts[-length:]), []).append(path)
+    inputs = sorted({pair.input for pair in pairs})
+    tails = {path: path.relative_to(root).with_suffix("").parts for path in inputs}
+    uses = Counter("/".join(parts[-length:]) for parts in tails.values() for length in range(1, len(parts) + 1))
+    chosen: dict[Path, Path] = {}
+    for path, parts in tails.items():
+        for length in range(len(parts), 0, -1):
+            key = "/".join(parts[-length:])
+            if uses[key] == 1 and len(found.get(key, ())) == 1:
+                chosen[path] = found[key][0]
+                break
+    missing = [path for path in inputs if path not in chosen]
+    if missing:
+        raise EvaluationError(
+            f"--predictions {folder}: nothing, or more than one picture, for {len(missing)} of {len(inputs)} inputs, "
+            f"such as {missing[0]}: give each the input's name, in the input's folder where names repeat"
+        )
+
+    def look_up(pair: PhotoPair, photo: Pixels) -> Pixels:
+        result = read(chosen[pair.input], None)
+        if result.shape[:2] == pair.size[::-1]:  # of the target's full size: reduced as the target is
+            return reduced(Image.fromarray(result), longest)
+        return result
+
+    return Contestant(folder.resolve().name, state_of(chosen.values()), look_up)
 
 
 def read(path: Path, longest: int | None) -> Pixels:

@@ -1,10 +1,15 @@
 """Image quality, per image, on RGB with values in [0, 1]."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..colour import luma, to_lab
+from .errors import UsageError
 
 _STRIP = 2**20
 """Pixels that are compared at once."""
@@ -119,3 +124,62 @@ def _blur(images: Tensor) -> Tensor:
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN may round to TF32, too coarse for a variance
         images = F.conv2d(images, window[:, :, :, None], groups=channels)
         return F.conv2d(images, window[:, :, None, :], groups=channels)
+
+
+class Metric(NamedTuple):
+    """What is measured of an image."""
+
+    meaning: str
+    measure: Callable[[Tensor, Tensor], Tensor]
+    """Of images and targets `(B, 3, H, W)`, RGB of 8 bits in [0, 1]: `(B,)`."""
+
+
+METRICS = {
+    "psnr": Metric("peak signal-to-noise ratio in dB over R, G and B of 8 bits; 100 where images are equal", psnr),
+    "ssim": Metric(
+        "structural similarity (Wang et al. 2004; Gaussian 11, sigma 1.5, valid windows), mean of R, G, B", ssim
+    ),
+    "ciede2000": Metric("mean CIEDE2000 colour difference of the pixels, sRGB under D65; lower is better", ciede2000),
+}
+"""What is always measured, on each image; tables hold means over images."""
+
+VARIANTS = {
+    "psnr_y": Metric(
+        "PSNR of the Y channel in [16, 235], as MATLAB's rgb2ycbcr",
+        lambda x, y: psnr(studio_luma(x), studio_luma(y)),
+    ),
+    "ssim_grey": Metric("SSIM of the luma (BT.601)", lambda x, y: ssim(luma(x), luma(y))),
+    "psnr_gt_mean": Metric(
+        "PSNR after scaling to the target's mean: it looks at the answer",
+        lambda x, y: psnr(with_mean_of(x, y), y),
+    ),
+    "ssim_gt_mean": Metric(
+        "SSIM after scaling to the target's mean: it looks at the answer",
+        lambda x, y: ssim(with_mean_of(x, y), y),
+    ),
+}
+"""What papers also print, under the same names as the above."""
+
+POOLED = "PSNR of the mean squared error of all images together (psnr_pooled, with --variants)"
+
+
+def lpips_metric() -> dict[str, Metric]:
+    """Return LPIPS, if its package and the weights of its network are installed; nothing is downloaded.
+
+    Raises:
+        UsageError: they are not.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise UsageError("--lpips needs the package lpips: pip install lpips") from None
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if not list(folder.glob("alexnet-*.pth")):
+        raise UsageError(f"--lpips needs torchvision's AlexNet weights (alexnet-*.pth) in {folder}")
+    network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    @torch.no_grad()
+    def measure(images: Tensor, targets: Tensor) -> Tensor:
+        return network(images * 2 - 1, targets * 2 - 1).flatten()
+
+    return {"lpips": Metric("LPIPS with AlexNet (Zhang et al. 2018), version 0.1; lower is better", measure)}
