@@ -5,7 +5,7 @@ examples:
   python predict.py PHOTO.jpg -o corrected     one photo
   python predict.py FOLDER -o corrected        every photo in a folder
   python predict.py FOLDER -r -o corrected     and in its sub-folders, which are kept apart
-  python predict.py FOLDER -o corrected --strength 0.7 --format jpeg --quality 90
+  python predict.py FOLDER -o corrected --strength 0.7 --exposure 0.3 --format jpeg --quality 90
   python predict.py FOLDER -o corrected -w runs/msec/best.safetensors
                                                weights that train.py wrote
 """
@@ -186,6 +186,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     weights = REPOSITORY / "weights" / "msec.safetensors"
     add("-w", "--weights", type=Path, default=weights, help="weights file (default: the released weights)")
     add("--strength", type=float, default=1.0, help="from 0, the photo as it is, to 1, the full correction (default)")
+    add("--exposure", type=float, default=0.0, help="stops brighter than the correction, or darker: from -3 to 3 (0)")
     add("--size", type=int, help="longest side in pixels at which the network runs (default: what the weights say)")
     add("--format", choices=FORMATS, help="format to write (default: the photo's own)")
     add("--quality", type=int, help="1 to 100, for JPEG, WebP and AVIF (default: as the photo, or high)")
@@ -205,7 +206,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if arguments.input != [EXAMPLES]:
             parser.error("say where the corrected photos go: -o FOLDER")
         arguments.output = Path("results")
-    for name, low, high in (("size", 16, 8192), ("quality", 1, 100), ("workers", 1, 1024), ("strength", 0, 1)):
+    limits = {"size": (16, 8192), "quality": (1, 100), "workers": (1, 1024), "strength": (0, 1), "exposure": (-3, 3)}
+    for name, (low, high) in limits.items():
         value = getattr(arguments, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name} {value}: from {low} to {high}")
@@ -411,10 +413,10 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
             photo = load_photo(source)
             kind = arguments.format.upper() if arguments.format else None
             before = preview(photo) if arguments.report else None
-            predictor.correct_in_place(photo.pixels, photo.profile, arguments.strength)
+            predictor.correct_in_place(photo.pixels, photo.profile, arguments.strength, arguments.exposure)
             destination.parent.mkdir(parents=True, exist_ok=True)
             keeps_all = kind in (None, photo.format) and arguments.quality is None and not arguments.strip_metadata
-            if arguments.strength == 0 and keeps_all and photo.format != "RAW":
+            if arguments.strength == arguments.exposure == 0 and keeps_all and photo.format != "RAW":
                 copy_file(source, destination)
             else:
                 keep = not arguments.strip_metadata
@@ -431,11 +433,11 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
 
 def preview(photo: "Photo") -> "Image.Image":
     """Return a small copy for the report, in sRGB."""
-    from utils.photos.predictor import shrink
+    from utils.photos.predictor import reduced
     from utils.photos.reading import to_srgb
     from utils.photos.report import PREVIEW_SIZE
 
-    return to_srgb(shrink(photo.pixels, PREVIEW_SIZE), photo.profile)
+    return to_srgb(reduced(photo.pixels, PREVIEW_SIZE), photo.profile)
 
 
 def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManager["Report | None"]:

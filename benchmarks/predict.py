@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import predict
-from utils.photos.full_resolution import apply_affine
-from utils.photos.predictor import Predictor, shrink
+from utils.photos.full_size import apply_curves
+from utils.photos.predictor import Predictor, reduced
 from utils.photos.reading import load_photo, read_photo
 from utils.photos.writing import save_photo
 
@@ -56,12 +56,12 @@ def main() -> None:
         print("\nparts of one photo of 12 MP, one thread | milliseconds")
         torch.set_num_threads(1)
         photo = load_photo(twelve[0])
-        scale, offset = predictor.fit(photo.pixels)
+        maps = predictor.fit(photo.pixels)
         parts: dict[str, Callable[[], object]] = {
             "decode": lambda: load_photo(twelve[0]),
-            "shrink": lambda: shrink(photo.pixels, predictor.size),
-            "network and local affine model": lambda: predictor.fit(shrink(photo.pixels, predictor.size)),
-            "apply": lambda: apply_affine(photo.pixels, scale, offset),
+            "shrink": lambda: reduced(photo.pixels, predictor.size),
+            "network and curves": lambda: predictor.fit(reduced(photo.pixels, predictor.size)),
+            "apply": lambda: apply_curves(photo.pixels, maps),
             "encode and write": lambda: save_photo(folder / "out.jpg", photo),
         }
         for part, function in parts.items():
@@ -75,7 +75,7 @@ def main() -> None:
             batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
             predictor.predict(pixels)
             with torch.inference_mode():
-                plain = seconds(lambda batch=batch: predictor.generator(batch))  # type: ignore[misc]
+                plain = seconds(lambda batch=batch: predictor.corrector.network(batch))  # type: ignore[misc]
             times = [seconds(lambda pixels=pixels: predictor.predict(pixels)) for _ in range(3)]  # type: ignore[misc]
             print(f"{label} | {plain:.2f} | {statistics.median(times):.3f} | {plain / statistics.median(times):.0f}")
 

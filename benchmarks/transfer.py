@@ -10,9 +10,11 @@ examples:
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,11 +25,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, score, sets_of
-from models import build_generator
+from models import build_generator, curves
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
 from utils.evaluation.methods import Method, Pixels, read
-from utils.photos.full_resolution import apply_affine, keep_whites, local_affine
+from utils.photos.full_size import apply_curves
 from utils.photos.reading import find_photos
 from utils.weights import load_weights
 
@@ -36,28 +38,81 @@ Transfer = Callable[[Pixels, Tensor, Tensor], Pixels]
 
 def resize(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
     """Bring the small correction up by bicubic interpolation: no detail of the photo is used."""
-    large = F.interpolate(corrected, pixels.shape[:2], mode="bicubic", antialias=True)
-    return (large[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return to_pixels(F.interpolate(corrected, pixels.shape[:2], mode="bicubic", antialias=True))
 
 
-def affine(share: float, epsilon: float, *, pull_to_gain: bool = True, whites: bool = False) -> Transfer:
-    """Return the local affine transfer with windows of `share` of the longest side.
+def ours(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
+    """Return the photo under the curves of models/curves.py."""
+    result = pixels.copy()
+    apply_curves(result, curves.fit(small, corrected)[0])
+    return result
 
-    `pull_to_gain=False` is the guided filter as published: `scale` is pulled towards 0. With `whites`, whites are kept.
+
+def rational(**settings: float) -> Transfer:
+    """Return `ours` with other constants of models/curves.py: WINDOW, STEEPEST, RIDGE."""
+
+    def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
+        with contextlib.ExitStack() as stack:
+            for name, value in settings.items():
+                stack.enter_context(mock.patch.object(curves, name, value))
+            return ours(pixels, small, corrected)
+
+    return transfer
+
+
+def logistic(floor: float, ridge: float = 0.1) -> Transfer:
+    """Return curves sigmoid(a logit(x) + b), fitted in the logit domain; `floor` keeps black from infinity."""
+
+    def logit(x: Tensor) -> Tensor:
+        return torch.logit(x * (1 - 2 * floor) + floor)
+
+    def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
+        radius = max(round(max(small.shape[-2:]) * curves.WINDOW), 1)
+        x, y = logit(small), logit(corrected)
+        mean_x, mean_y, squares, products = (curves.box_mean(t, radius) for t in (x, y, x * x, x * y))
+        variance, covariance = squares - mean_x.square(), products - mean_x * mean_y
+        a = ((covariance + ridge) / (variance.clamp_min(0) + ridge)).clamp(0.3, 2.5)
+        maps = curves.box_mean(torch.cat((a, mean_y - a * mean_x), dim=1), radius)
+        a, b = F.interpolate(maps, pixels.shape[:2], mode="bilinear").chunk(2, dim=1)
+        photo = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+        return to_pixels((torch.sigmoid(a * logit(photo) + b) - floor) / (1 - 2 * floor))
+
+    return transfer
+
+
+def affine(share: float, epsilon: float, *, pull_to_gain: bool = True) -> Transfer:
+    """Return `scale * x + offset`, both fitted in windows of `share` of the longest side: the transfer up to 0.3.
+
+    `pull_to_gain=False` is the guided filter as published: `scale` is pulled towards 0 where the photo is flat, and not
+    towards the local gain.
     """
 
     def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
         radius = max(round(max(small.shape[-2:]) * share), 1)
-        corrected = keep_whites(small, corrected) if whites else corrected
         if pull_to_gain:
             scale, offset = local_affine(small, corrected, radius, epsilon)
         else:
             scale, offset = guided_filter(small, corrected, radius, epsilon)
-        result = pixels.copy()
-        apply_affine(result, scale[0], offset[0])
-        return result
+        maps = F.interpolate(torch.cat((scale, offset)), pixels.shape[:2], mode="bilinear")
+        photo = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+        return to_pixels(maps[:1] * photo + maps[1:])
 
     return transfer
+
+
+def local_affine(guide: Tensor, target: Tensor, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return scale and offset `(1, C, H, W)`; `scale` is pulled towards the gain of the window's means."""
+    mean_guide, mean_target = curves.box_mean(guide, radius), curves.box_mean(target, radius)
+    variance = curves.box_mean(guide * guide, radius) - mean_guide.square()
+    covariance = curves.box_mean(guide * target, radius) - mean_guide * mean_target
+    gain = ((mean_target + 1e-3) / (mean_guide + 1e-3)).clamp(0, 32)
+    scale = (covariance + epsilon * gain) / (variance.clamp_min(0) + epsilon)
+    return curves.box_mean(scale, radius), curves.box_mean(mean_target - scale * mean_guide, radius)
+
+
+def to_pixels(photo: Tensor) -> Pixels:
+    """Return `(1, 3, H, W)` in [0, 1] as an array of bytes."""
+    return (photo[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def guided_filter(guide: Tensor, target: Tensor, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -92,8 +147,7 @@ def at_full_size(generator: torch.nn.Module, arithmetic: Arithmetic) -> Method:
     def correct(pixels: Pixels) -> Pixels:
         photo = arithmetic.photos(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         with torch.inference_mode(), arithmetic.autocast():
-            corrected = generator(photo)[0].float()
-        return (corrected[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+            return to_pixels(generator(photo)[0].float().cpu())
 
     return correct
 
@@ -134,14 +188,15 @@ def main() -> None:
         longest = None if arguments.own_size else 512
         return [pairs_of(folder, longest) for folder in folders if folder.name in (arguments.sets or [folder.name])]
 
-    epsilons = (1e-5,) if arguments.short else (1e-5, 1e-4, 1e-3)
-    transfers: dict[str, Transfer] = {"bicubic": resize}
-    for epsilon in epsilons:
-        transfers[f"guided filter, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon, pull_to_gain=False)
-        transfers[f"ours, radius 1/32, eps {epsilon:g}"] = affine(1 / 32, epsilon)
-    for radius in (8, 16, 64):
-        transfers[f"ours, radius 1/{radius}, eps 1e-05"] = affine(1 / radius, 1e-5)
-    transfers["ours, radius 1/8, eps 1e-05, whites kept"] = affine(1 / 8, 1e-5, whites=True)
+    transfers: dict[str, Transfer] = {"bicubic": resize, "affine, radius 1/8, eps 1e-05": affine(1 / 8, 1e-5)}
+    transfers["rational curves (ours)"] = ours
+    for floor in (2.0, 0.5):
+        transfers[f"logistic curves, floor {floor:g}/255"] = logistic(floor / 255)
+    if not arguments.short:
+        transfers["guided filter, radius 1/32, eps 1e-05"] = affine(1 / 32, 1e-5, pull_to_gain=False)
+        for name, values in {"WINDOW": (1 / 12, 1 / 6), "STEEPEST": (8, 32), "RIDGE": (1e-5, 1e-3)}.items():
+            for value in values:
+                transfers[f"ours, {name} {value:.2g}"] = rational(**{name: value})
     cases = [
         (f"{size} px", name, method(generator, arithmetic, size, transfer))
         for size in arguments.size

@@ -2,6 +2,7 @@
 
 import difflib
 
+from .corrector import Correction, Corrector
 from .daconv import to_daconv
 from .discriminator import Discriminator
 from .generator import Generator
@@ -12,6 +13,8 @@ from .zero_dce import ZeroDCE
 __all__ = [
     "NETWORKS",
     "Architecture",
+    "Correction",
+    "Corrector",
     "Network",
     "NetworkError",
     "build_discriminator",

@@ -29,6 +29,9 @@ class Network(nn.Module):
     corrected photos `(B, 3, H, W)`, unclipped, then whatever else the losses need.
     """
 
+    needs_targets = True
+    """Whether it is trained on targets: if not, by losses of its own alone."""
+
     @classmethod
     def from_config(cls, config: Architecture) -> "Network":
         """Return the untrained network that `config` describes."""

@@ -24,6 +24,8 @@ class ZeroDCE(Network):
     corrected photo `(B, 3, H, W)`, in [0, 1], and the parameters `(B, 24, H, W)` in [-1, 1], three per iteration.
     """
 
+    needs_targets = False
+
     def __init__(self) -> None:
         super().__init__()
         channels = [(3, 32), (32, 32), (32, 32), (32, 32), (64, 32), (64, 32), (64, 3 * ITERATIONS)]

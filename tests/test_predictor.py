@@ -9,10 +9,14 @@ from PIL import Image, ImageCms
 
 from models import build_generator
 from utils.device import Arithmetic
-from utils.photos.predictor import Predictor, shrink
+from utils.photos.predictor import Predictor, reduced
 from utils.weights import WeightsError, save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
+
+
+GREY_STOP = 2.02463
+"""By what a stop multiplies the odds of a grey card."""
 
 
 def predictor(function=None, precision="float32", size=64):
@@ -23,10 +27,16 @@ def predictor(function=None, precision="float32", size=64):
     return Predictor(network, size, Arithmetic(precision, device="cpu"))
 
 
+def more(odds):
+    """A change that local curves can follow exactly: the odds of black and white times a number."""
+    return lambda x: odds * x / (1 + (odds - 1) * x)
+
+
 def test_the_correction_is_applied_at_full_size():
     photo = np.array(picture(500, 333)) // 2
     before = photo.copy()
-    assert np.abs(predictor(lambda x: 1.8 * x).predict(photo) - 1.8 * photo).max() <= 1
+    expected = more(1.8)(photo / 255) * 255
+    assert np.abs(predictor(more(1.8)).predict(photo) - expected).max() <= 1
     assert np.array_equal(photo, before)
 
 
@@ -37,10 +47,10 @@ def test_arrays_keep_shape_depth_and_transparency(dtype, channels):
     shape = (90, 120) if channels == 0 else (90, 120, channels)
     photo = np.random.default_rng(0).integers(white // 8, white // 2, shape).astype(dtype)
     assert np.array_equal(predictor().predict(photo), photo)
-    brighter = predictor(lambda x: 1.5 * x).predict(photo)
+    brighter = predictor(more(1.5)).predict(photo)
     assert brighter.dtype == dtype and brighter.shape == shape
     colours = slice(None) if channels < 4 else (..., slice(3))
-    assert np.abs(brighter[colours] / photo[colours].astype(float) - 1.5).max() < 0.05
+    assert np.abs(brighter[colours] / white - more(1.5)(photo[colours] / white)).max() < 0.01
     if channels == 4:
         assert np.array_equal(brighter[..., 3], photo[..., 3])
 
@@ -49,12 +59,11 @@ def test_arrays_keep_shape_depth_and_transparency(dtype, channels):
 def test_images_keep_size_profile_and_transparency(mode):
     image = picture(90, 60).convert(mode)
     image.info["icc_profile"] = b"broken"
-    change = (lambda x: 0.5 + 0.5 * x) if mode == "1" else (lambda x: 0.5 * x)  # whites are kept
-    result = predictor(change).predict(image)
+    result = predictor(more(0.5)).predict(image)
     assert result.size == image.size
     assert result.info.get("icc_profile") == (None if mode == "CMYK" else b"broken")  # CMYK becomes sRGB
     assert result.mode == {"P": "RGB", "1": "L", "CMYK": "RGB"}.get(mode, mode)
-    expected = np.array(image.convert("RGB")).astype(int) // 2 + 127 * (mode == "1")
+    expected = more(0.5)(np.array(image.convert("RGB")) / 255) * 255
     assert np.abs(np.array(result.convert("RGB")) - expected).max() <= 2
 
 
@@ -81,6 +90,16 @@ def test_strength_is_checked_and_zero_is_exact():
         predictor().predict(photo, strength=1.1)
 
 
+def test_exposure_is_checked_and_works_without_a_correction():
+    photo = np.array(picture(90, 60))
+    twice = predictor(more(1.5)).predict(photo, strength=0, exposure=1)
+    assert np.abs(twice - more(GREY_STOP)(photo / 255) * 255).max() <= 1
+    assert predictor(more(1.5)).predict(photo, exposure=-3).mean() < photo.mean()
+    for wrong in (3.1, -4, float("nan")):
+        with pytest.raises(ValueError, match="from -3 to 3"):
+            predictor().predict(photo, exposure=wrong)
+
+
 def swapped_profile():
     """A profile in which red and green have changed places."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -94,7 +113,7 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
 
     def halve_green(x):
         seen.append(x[0, :, 30, 30] * 255)
-        return x * torch.tensor([1, 0.5, 1])[:, None, None]
+        return x * torch.tensor([1, 0.5, 1])[:, None, None]  # one flat colour: any change of it can be followed
 
     result = np.array(predictor(halve_green).predict(image))[30, 30].astype(int)
     assert torch.allclose(seen[0], torch.tensor([60.0, 200.0, 50.0]), atol=3)
@@ -105,7 +124,10 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
 def test_batches_of_tensors():
     batch = torch.rand(2, 3, 40, 50)
     assert torch.allclose(predictor().correct(batch), batch, atol=1e-6)
-    assert predictor(lambda x: 3 * x - 1).correct(batch).aminmax() == (0, 1)
+    assert torch.allclose(predictor(more(3)).correct(batch), more(3)(batch), atol=1e-3)
+    assert torch.allclose(predictor(more(3)).correct(batch, strength=0, exposure=1), more(GREY_STOP)(batch), atol=1e-5)
+    least, most = predictor(lambda x: 3 * x - 1).correct(batch).aminmax()
+    assert least >= 0 and most <= 1
     for wrong in (torch.rand(3, 40, 50), torch.rand(1, 4, 9, 9), torch.zeros(1, 3, 9, 9, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="are expected"):
             predictor().correct(wrong)
@@ -116,11 +138,11 @@ def test_a_network_that_overflows_in_half_precision_is_run_again_in_float32():
 
     def forward(x):
         calls.append(torch.is_autocast_enabled("cpu"))
-        return x * float("inf") if calls[-1] else 1.5 * x
+        return x * float("inf") if calls[-1] else more(1.5)(x)
 
     photo = np.array(picture(100, 80)) // 2
     result = predictor(forward, precision="bfloat16").predict(photo)
-    assert calls == [True, False] and np.abs(result - 1.5 * photo).max() <= 1
+    assert calls == [True, False] and np.abs(result - more(1.5)(photo / 255) * 255).max() <= 1
 
 
 def test_a_network_whose_output_is_not_finite_is_refused():
@@ -171,7 +193,7 @@ def test_without_memory_on_the_gpu_the_cpu_goes_on():
     tried.arithmetic.device = SimpleNamespace(type="cuda")
     tried.arithmetic.memory_format = torch.contiguous_format
     batch = torch.rand(1, 3, 20, 20)
-    tried.correct = lambda photo: forward(photo)
+    tried._network_output = forward
     with pytest.warns(UserWarning, match="going on with the CPU"):
         result = tried._run(batch)
     assert torch.equal(result, batch) and tried.arithmetic.device.type == "cpu"
@@ -194,7 +216,7 @@ def test_weights_are_loaded_with_their_size_and_wrong_ones_named(tmp_path):
 def test_small_copies_have_the_right_size_and_mean_in_every_depth(size):
     image = picture(*size)
     pixels = np.array(image)
-    copies = [shrink(image, 128), shrink(pixels, 128), shrink(pixels.astype(np.uint16) * 257, 128)]
+    copies = [reduced(image, 128), reduced(pixels, 128), reduced(pixels.astype(np.uint16) * 257, 128)]
     for copy in copies:
         assert max(copy.size) == min(max(size), 128) and abs(np.array(copy).mean() - pixels.mean()) < 2
     copies[0].paste("red", (0, 0, 1, 1))
@@ -203,9 +225,9 @@ def test_small_copies_have_the_right_size_and_mean_in_every_depth(size):
 
 def test_images_of_16_bits_keep_them_and_others_are_refused():
     ramp = np.arange(4800, dtype=np.uint16).reshape(60, 80) * 10
-    result = predictor(lambda x: 0.5 * x).predict(Image.fromarray(ramp))
+    result = predictor(more(0.5)).predict(Image.fromarray(ramp))
     assert result.mode == "I;16" and len(np.unique(np.array(result))) > 4000
-    assert np.abs(np.array(result) - ramp / 2.0).max() < 200
+    assert np.abs(np.array(result) / 65535 - more(0.5)(ramp / 65535)).max() < 0.003
     for mode in ("I", "F"):
         with pytest.raises(ValueError, match="8 or 16 bits"):
             predictor().predict(Image.new(mode, (9, 9)))

@@ -15,17 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models import build_generator
+from models import Corrector, build_generator, curves
+from models.corrector import shrink
 
 from ..device import Arithmetic
 from ..weights import WeightsError, load_weights
-from .full_resolution import apply_affine, keep_whites, local_affine
+from .full_size import apply_curves
 from .reading import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 
-RELATIVE_RADIUS = 1 / 8
-"""Radius of the local affine model's windows, as a share of the longest side of the small photo."""
-EPSILON = 1e-5
-"""Variance below which the local affine model takes the local gain rather than a fit."""
+LARGEST_EXPOSURE = 3.0
+"""Most stops, either way, by which a correction can be made brighter."""
 LARGEST_BATCH = 16
 """Small photos of equal size that the network takes at once."""
 
@@ -43,19 +42,18 @@ class Predictor:
     """Correct the exposure of photos of any size. May be used by several threads at once.
 
     Args:
-        generator: a trained network; its first output is the corrected photo.
+        network: a trained network; its first output is the corrected photo.
         size: longest side in pixels of what the network sees.
         arithmetic: where and how it runs.
     """
 
-    def __init__(self, generator: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:
+    def __init__(self, network: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:
         self.arithmetic = arithmetic or Arithmetic()
-        self.generator = generator.eval()
-        self.size = size
+        self.corrector = Corrector(network, size).eval()
         self._waiting: list[_Request] = []
         self._list, self._network = threading.Lock(), threading.Lock()
         try:
-            self.arithmetic.place(self.generator)
+            self.arithmetic.place(self.corrector)
         except Exception as error:
             if not self._falls_back(error):
                 raise
@@ -77,45 +75,53 @@ class Predictor:
         arithmetic = Arithmetic(device=device)
         weights = load_weights(path)
         try:
-            generator = build_generator(weights.architecture)
-            generator.load_state_dict(weights.state, assign=True)  # no second copy
+            network = build_generator(weights.architecture)
+            network.load_state_dict(weights.state, assign=True)  # no second copy
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"{path}: its tensors do not fit its architecture ({reason})") from None
-        return cls(generator, size or weights.working_size, arithmetic)
+        return cls(network, size or weights.working_size, arithmetic)
 
-    def predict(self, photo: Picture, strength: float = 1.0) -> Picture:
+    @property
+    def size(self) -> int:
+        """Longest side in pixels of what the network sees."""
+        return self.corrector.working_size
+
+    def predict(self, photo: Picture, strength: float = 1.0, exposure: float = 0.0) -> Picture:
         """Return the corrected photo, of the type and size of the one given.
 
         Args:
             photo: a PIL image, whose embedded colour profile is heeded: grey of 8 or 16 bits and RGB keep their mode
                 and transparency, others become RGB; or an array of uint8 or uint16 in sRGB, `(H, W)`,
                 `(H, W, 1)`, `(H, W, 3)`, or `(H, W, 4)` with transparency, which stays as it is.
-            strength: from 0, the photo as it is, to 1, the full correction.
+            strength: from 0, no correction, to 1, the full one.
+            exposure: stops by which the result is made brighter, or darker, from -3 to 3, along the same curves.
 
         Raises:
-            ValueError: an array of another shape or type, an image of 32 bits or floats, a strength out of range, or
-                weights whose output is not finite.
+            ValueError: an array of another shape or type, an image of 32 bits or floats, a strength or exposure out of
+                range, or weights whose output is not finite.
         """
         if not 0 <= strength <= 1:
             raise ValueError(f"strength {strength}: from 0 to 1")
+        if not abs(exposure) <= LARGEST_EXPOSURE:
+            raise ValueError(f"exposure {exposure}: from {-LARGEST_EXPOSURE:g} to {LARGEST_EXPOSURE:g}")
         if isinstance(photo, Image.Image):
-            return self._predict_image(photo, strength)
+            return self._predict_image(photo, strength, exposure)
         if photo.dtype not in (np.uint8, np.uint16) or photo.ndim not in (2, 3) or photo.size == 0:
             raise ValueError(f"an array of {photo.dtype}, shape {photo.shape}: uint8 or uint16, (H, W) or (H, W, C)")
         result = np.array(photo if photo.ndim == 3 else photo[..., None])
         if result.shape[2] not in (1, 3, 4):
             raise ValueError(f"{result.shape[2]} channels: 1, 3, or 4 with transparency")
         colours = np.ascontiguousarray(result[..., :3])
-        self.correct_in_place(colours, strength=strength)
+        self.correct_in_place(colours, strength=strength, exposure=exposure)
         result[..., :3] = colours
         return result.reshape(photo.shape)
 
-    def _predict_image(self, photo: Image.Image, strength: float) -> Image.Image:
-        if strength == 0:
+    def _predict_image(self, photo: Image.Image, strength: float, exposure: float) -> Image.Image:
+        if strength == exposure == 0:
             return photo.copy()
         if photo.mode.startswith("I;16"):
-            return Image.fromarray(self.predict(np.array(photo).astype(np.uint16), strength))
+            return Image.fromarray(self.predict(np.array(photo).astype(np.uint16), strength, exposure))
         if photo.mode in ("I", "F"):
             raise ValueError(f'an image of mode "{photo.mode}": 8 or 16 bits per channel are expected')
         info, profile = dict(photo.info), photo.info.get("icc_profile")
@@ -125,50 +131,60 @@ class Predictor:
         if pixels.mode == "CMYK":
             pixels, profile = to_srgb(pixels, info.pop("icc_profile", None)), None
         pixels = pixels.copy() if pixels is photo else pixels
-        self.correct_in_place(pixels, profile if profile and leads_back(profile, pixels.mode) else None, strength)
+        profile = profile if profile and leads_back(profile, pixels.mode) else None
+        self.correct_in_place(pixels, profile, strength, exposure)
         if alpha is not None:
             pixels.putalpha(alpha)
         pixels.info = info
         return pixels
 
-    def correct(self, batch: Tensor) -> Tensor:
-        """Return the network's output for a batch, clipped to [0, 1], on the batch's device.
+    def correct(self, batch: Tensor, strength: float = 1.0, exposure: float = 0.0) -> Tensor:
+        """Return corrected photos, on the device of those given: `predict` for tensors, in float32 throughout.
 
         Args:
-            batch: `(B, 3, H, W)` float sRGB in [0, 1]. The network sees it as it is: for photos much larger than
-                `size`, `predict` is better and faster.
+            batch: `(B, 3, H, W)` float sRGB in [0, 1].
+            strength: as `predict` takes it.
+            exposure: as `predict` takes it.
 
         Raises:
             ValueError: another shape, or weights whose output is not finite.
         """
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
-        placed = batch.to(self.arithmetic.device).float().contiguous(memory_format=self.arithmetic.memory_format)
+        small = shrink(batch.float(), self.size)
+        maps = curves.fit(small, self._network_output(small))
+        return curves.apply(batch, curves.adjust(maps, strength, exposure))
+
+    def _network_output(self, small: Tensor) -> Tensor:
+        """Return what the network makes of small copies `(B, 3, h, w)`, on their device."""
+        placed = small.to(self.arithmetic.device).contiguous(memory_format=self.arithmetic.memory_format)
+        network = self.corrector.network
         with torch.inference_mode():
             with self.arithmetic.autocast():
-                result = self.generator(placed)[0].float()
+                result = network(placed)[0].float()
             if not torch.isfinite(result).all():  # half precision can overflow: once more in float32
-                result = self.generator(placed)[0].float()
+                result = network(placed)[0].float()
             if not torch.isfinite(result).all():
                 raise ValueError("the network's output is not finite: the weights are not usable for this photo")
-        return result.clamp(0, 1).to(batch.device)
+        return result.to(small.device)
 
-    def correct_in_place(self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0) -> None:
+    def correct_in_place(
+        self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0, exposure: float = 0.0
+    ) -> None:
         """Correct an image in mode "L" or "RGB", or an `(H, W, C)` array.
 
         `profile` is the ICC profile of its colours, one that `utils.photos.reading.leads_back` accepts; None for sRGB.
         """
-        if strength == 0:
+        if strength == exposure == 0:
             return
-        scale, offset = self.fit(pixels, profile)
-        apply_affine(pixels, 1 + strength * (scale - 1), strength * offset)
+        apply_curves(pixels, curves.adjust(self.fit(pixels, profile)[None], strength, exposure)[0])
 
-    def fit(self, pixels: Pixels, profile: bytes | None = None) -> tuple[Tensor, Tensor]:
-        """Return a photo's correction as two small maps `(C, h, w)`: `scale * value + offset`, values in [0, 1]."""
-        small = shrink(pixels, self.size)
+    def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
+        """Return a photo's correction as curves `(2, C, h, w)` in its own colours, as `models.curves.fit` has them."""
+        small = reduced(pixels, self.size)
         photo = to_srgb(small, profile)
         seen = _to_tensor(photo)
-        corrected = keep_whites(seen, self._run(seen))
+        corrected = self._run(seen).clamp(0, 1)
         guide, target = _to_tensor(small), corrected
         if small.mode == "L" and profile is None:
             target = corrected.mean(dim=1, keepdim=True)
@@ -177,9 +193,7 @@ class Predictor:
             after, before = from_srgb(image, profile, small.mode), from_srgb(photo, profile, small.mode)
             assert after is not None and before is not None  # as `leads_back` says
             target = (guide + _to_tensor(after) - _to_tensor(before)).clamp(0, 1)
-        radius = max(round(max(small.size) * RELATIVE_RADIUS), 1)
-        scale, offset = local_affine(guide, target, radius, EPSILON)
-        return scale[0], offset[0]
+        return curves.fit(guide, target)[0]
 
     def _run(self, photo: Tensor) -> Tensor:
         """Return the corrected `(1, 3, h, w)` photo; photos of equal size that wait at once are run together."""
@@ -202,7 +216,7 @@ class Predictor:
 
     def _answer(self, group: list[_Request]) -> None:
         try:
-            results = self.correct(torch.cat([request.photo for request in group]))
+            results = self._network_output(torch.cat([request.photo for request in group]))
             for request, result in zip(group, results.split(1), strict=True):
                 request.result = result
         except Exception as error:
@@ -221,11 +235,11 @@ class Predictor:
             return False
         warnings.warn(f"{self.arithmetic.device} is out of memory: going on with the CPU", stacklevel=3)
         self.arithmetic = Arithmetic(device="cpu")
-        self.arithmetic.place(self.generator)
+        self.arithmetic.place(self.corrector)
         return True
 
 
-def shrink(pixels: Pixels, size: int) -> Image.Image:
+def reduced(pixels: Pixels, size: int) -> Image.Image:
     """Return a copy, mode "L" or "RGB", 8 bits, whose longest side is at most `size` pixels."""
     if isinstance(pixels, Image.Image):
         step = max(pixels.size) // (2 * size)

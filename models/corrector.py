@@ -1,0 +1,62 @@
+"""The whole correction as one module: small copy, network, curves, photo of any size."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import curves
+
+
+class Correction(NamedTuple):
+    """What became of a batch of photos, and by what."""
+
+    photo: Tensor
+    """`(B, 3, H, W)` float32 in [0, 1], corrected."""
+    small: Tensor
+    """`(B, 3, h, w)`, what the network was given."""
+    outputs: list[Tensor]
+    """What the network returned: first the corrected small copy, unclipped."""
+
+
+class Corrector(nn.Module):
+    """Correct the exposure of `(B, 3, H, W)` sRGB photos in [0, 1] of any size; the same comes out, in float32.
+
+    Args:
+        network: what corrects the small copy, a `Network`.
+        working_size: longest side in pixels of the small copy; photos are never enlarged.
+
+    Black stays black and white stays white, and a photo that the network leaves alone is returned as it was.
+    """
+
+    def __init__(self, network: nn.Module, working_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.working_size = working_size
+
+    def forward(self, photo: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
+        maps = self.maps(shrink(photo, self.working_size))
+        return curves.apply(photo, curves.adjust(maps, strength, exposure))
+
+    def maps(self, small: Tensor) -> Tensor:
+        """Return the curves `(B, 2, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
+        return curves.fit(small, self.network(small)[0])
+
+    def correct(self, photo: Tensor, working_size: int | None = None) -> Correction:
+        """Return the corrected photos and what losses need beside them, at another working size if one is given."""
+        small = shrink(photo, working_size or self.working_size)
+        outputs = self.network(small)
+        with torch.autocast(photo.device.type, enabled=False):
+            return Correction(curves.apply(photo, curves.fit(small, outputs[0])), small, outputs)
+
+
+def shrink(photo: Tensor, longest: int) -> Tensor:
+    """Return `(B, C, H, W)` reduced to a longest side in pixels, without aliasing; small photos as they are."""
+    height, width = photo.shape[-2:]
+    if max(height, width) <= longest:
+        return photo
+    scale = longest / max(height, width)
+    return F.interpolate(
+        photo, (max(round(height * scale), 1), max(round(width * scale), 1)), mode="bilinear", antialias=True
+    )

@@ -1,0 +1,113 @@
+"""Local curves: a correction made on a small copy of a photo, as curves that run through black and white.
+
+Around every pixel and for each channel, the correction is a monotone curve from (0, 0) to (1, 1), the rational
+quadratic of Gregory and Delbourgo ("Piecewise rational quadratic interpolation to monotonic data", 1982) in one piece:
+
+    y = (x² + s x (1 - x)) / (1 + (s + w - 2) x (1 - x)),
+
+s > 0 being its slope at black and w > 0 its slope at white. Any two positive slopes give a monotone curve. s = w = 1 is
+no change, and w = 1 / s multiplies the odds x / (1 - x) by s, much as exposure does. The slopes are two smooth maps per
+channel, told by their logarithms; they can be interpolated to any size, while the detail comes from the photo.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW = 1 / 8
+"""Radius of the windows in which curves are fitted, as a share of the small copy's longest side."""
+STEEPEST = 16.0
+"""Bound on a slope, either way: four stops."""
+RIDGE = 1e-4
+"""Mean square of what is fitted below which a window takes a plain gain of the odds rather than a fit."""
+
+
+def fit(small: Tensor, corrected: Tensor) -> Tensor:
+    """Return the curves that lead from a small photo to its correction, in windows around every pixel.
+
+    Args:
+        small: `(B, C, H, W)` float, the small copy in [0, 1].
+        corrected: `(B, C, H, W)` float, its correction; clipped to [0, 1].
+
+    Returns:
+        `(B, 2, C, H, W)` float32: the logarithms of the slopes at black and at white, 0 where nothing is corrected.
+
+    In each window, first the gain g of the odds that relates the two on average: a ratio of sums in which black and
+    white have no say. Then slopes g (1 + a) and (1 + b) / g by least squares, with a ridge that keeps a and b small
+    where a window is flat; the curve's equation is linear in its slopes once multiplied by its denominator. The slopes
+    of the windows that see a pixel are averaged.
+    """
+    x, y = small.float(), corrected.float().clamp(0, 1)
+    radius = max(round(max(x.shape[-2:]) * WINDOW), 1)
+    below, above = y * (1 - x), x * (1 - y)  # the odds of the correction over the photo's are their ratio
+    at_black, at_white = above * (1 - x), below * x  # what the slopes multiply
+    rest = below * (1 - x) - above * x
+    products = (at_black.square(), at_black * at_white, at_white.square(), at_black * rest, at_white * rest)
+    means = box_mean(torch.cat((below, above, *products), dim=1), radius)
+    below, above, bb, bw, ww, br, wr = means.chunk(7, dim=1)
+    gain = ((below + 1e-4) / (above + 1e-4)).clamp(1 / STEEPEST, STEEPEST)
+    # a (g at_black) - b (at_white / g) = rest - g at_black + at_white / g, squared and summed over the window
+    aa, ab, b2 = gain.square() * bb + RIDGE, -bw, ww / gain.square() + RIDGE
+    right_a, right_b = gain * (br - gain * bb + bw / gain), -(wr - gain * bw + ww / gain) / gain
+    determinant = aa * b2 - ab.square()
+    a = ((b2 * right_a - ab * right_b) / determinant).clamp_min(-0.8)
+    b = ((aa * right_b - ab * right_a) / determinant).clamp_min(-0.8)
+    slopes = torch.cat((gain * (1 + a), (1 + b) / gain), dim=1).clamp(1 / STEEPEST, STEEPEST)
+    return box_mean(slopes.log(), radius).unflatten(1, (2, -1))
+
+
+def adjust(maps: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
+    """Return curves `(B, 2, C, H, W)` of another strength and brightness, of the same kind.
+
+    Args:
+        maps: as `fit` returns them.
+        strength: from 0, no correction, to 1; it multiplies the logarithms of the slopes.
+        exposure: stops brighter, or darker if negative; exact for a grey card in sRGB, up to two.
+    """
+    shift = _log_odds_of_grey(torch.as_tensor(exposure, dtype=maps.dtype, device=maps.device)) - _log_odds_of_grey(
+        maps.new_zeros(())
+    )
+    at_black, at_white = (strength * maps).unbind(dim=1)
+    return torch.stack((at_black + shift, at_white - shift), dim=1)
+
+
+def _log_odds_of_grey(stops: Tensor) -> Tensor:
+    """Return ln(x / (1 - x)) of a grey card of 18 % in sRGB, exposed by so many stops; from two on, ln 2 for each."""
+    grey = 1.055 * (0.18 * torch.exp2(stops.clamp(max=2))) ** (1 / 2.4) - 0.055
+    return torch.logit(grey) + math.log(2) * (stops - 2).clamp_min(0)
+
+
+def apply(photo: Tensor, maps: Tensor) -> Tensor:
+    """Return a photo `(B, C, H, W)` in [0, 1] of any size under curves `(B, 2, C, h, w)`, in float32.
+
+    The slopes are interpolated bilinearly to the photo's size. Black stays black and white stays white.
+    """
+    x = photo.float()
+    slopes = maps.float().exp().flatten(1, 2)  # (B, 2 C, h, w)
+    if slopes.shape[-2:] != x.shape[-2:]:
+        slopes = F.interpolate(slopes, x.shape[-2:], mode="bilinear")
+    at_black, at_white = slopes.chunk(2, dim=1)
+    product = x * (1 - x)
+    return (x + (at_black - 1) * product) / (1 + (at_black + at_white - 2) * product)
+
+
+def box_mean(image: Tensor, radius: int) -> Tensor:
+    """Return the mean over square windows of `(..., H, W)`, of the pixels that lie inside the image.
+
+    By cumulative sums, so that its cost does not depend on the radius.
+    """
+    for dim in (-2, -1):
+        length = image.shape[dim]
+        if length <= radius:
+            image = image.mean(dim, keepdim=True).expand_as(image)
+            continue
+        sums = image.cumsum(dim)
+        padded = F.pad(sums, (1, 0) if dim == -1 else (0, 0, 1, 0))
+        position = torch.arange(length, device=image.device)
+        last, first = (position + radius + 1).clamp(max=length), (position - radius).clamp(min=0)
+        count = (last - first).to(image.dtype)
+        total = padded.index_select(dim, last) - padded.index_select(dim, first)
+        image = total / (count if dim == -1 else count[:, None])
+    return image

@@ -1,0 +1,206 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import picture
+
+from models import Corrector, build_generator, curves
+from models.corrector import shrink
+from utils.colour import from_linear, to_linear
+from utils.photos import full_size
+from utils.photos.full_size import apply_curves
+
+
+def to_tensor(pixels):
+    white = np.iinfo(pixels.dtype).max
+    return torch.from_numpy(pixels.astype(np.float64) / white).permute(2, 0, 1)[None]
+
+
+def of_slopes(at_black, at_white, size=(1, 1)):
+    """The same curve everywhere and for each channel, `(1, 2, 3, h, w)`."""
+    return torch.tensor([at_black, at_white]).log()[None, :, None, None, None].expand(1, 2, 3, *size)
+
+
+def applied(pixels, maps):
+    """A corrected copy: the function works in place."""
+    result = pixels.copy()
+    apply_curves(result, maps[0])
+    return result
+
+
+def small_of(pixels, size=(30, 45)):
+    return F.interpolate(to_tensor(pixels).float(), size, mode="area")
+
+
+SLOPES = [(1.0, 1.0), (8.0, 1 / 8), (1 / 8, 8.0), (16.0, 16.0), (1 / 16, 1 / 16), (4.0, 0.7), (0.3, 2.0)]
+
+
+@pytest.mark.parametrize(("at_black", "at_white"), SLOPES)
+def test_curves_are_monotone_and_run_through_black_and_white(at_black, at_white):
+    ramp = torch.linspace(0, 1, 4097, dtype=torch.float64).expand(1, 3, 1, -1)
+    result = curves.apply(ramp, of_slopes(at_black, at_white))[0, 0, 0]
+    assert result[0] == 0 and result[-1] == 1
+    assert (result.diff() > 0).all()
+    ends = torch.stack((result[1] - result[0], result[-1] - result[-2])) * 4096
+    assert torch.allclose(ends, torch.tensor([at_black, at_white]), rtol=0.02)
+
+
+@pytest.mark.parametrize(("at_black", "at_white"), SLOPES[:3] + SLOPES[5:])
+def test_a_curve_is_found_again(at_black, at_white):
+    small = small_of(np.array(picture(90, 60)))
+    maps = of_slopes(at_black, at_white)
+    found = curves.fit(small, curves.apply(small, maps))
+    assert (curves.apply(small, found) - curves.apply(small, maps)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_no_change_is_exact_even_where_the_photo_is_flat_black_or_white(dtype):
+    pixels = np.array(picture(90, 60)).astype(dtype) * (np.iinfo(dtype).max // 255)
+    pixels[:20] = 0
+    pixels[20:30] = 131
+    pixels[30:40] = np.iinfo(dtype).max
+    small = small_of(pixels)
+    assert np.array_equal(applied(pixels, curves.fit(small, small)), pixels)
+
+
+def test_black_and_white_stay_whatever_the_network_and_the_sliders_want():
+    pixels = np.array(picture(90, 60))
+    pixels[:20], pixels[20:30] = 0, 255
+    small = small_of(pixels)
+    for wish in (0.4 * small, 0.3 + 0.6 * small, 1 - small, small.pow(0.3)):
+        for exposure in (-3.0, 0.0, 3.0):
+            result = applied(pixels, curves.adjust(curves.fit(small, wish), 1.0, exposure))
+            assert result[:20].max() == 0 and result[20:30].min() == 255
+
+
+def test_a_smooth_ramp_gets_no_new_step():
+    ramp = np.linspace(0, 65535, 4000).astype(np.uint16)[None, :, None].repeat(40, 0).repeat(3, 2)
+    small = F.interpolate(to_tensor(ramp).float(), (2, 128), mode="area")
+    result = applied(ramp, curves.fit(small, (small * 0.35).clamp(0, 1)))[0, :, 0].astype(int)
+    assert (np.diff(result) >= 0).all()
+    assert np.diff(result).max() < curves.STEEPEST * 17 + 1
+
+
+def test_an_edge_between_two_gains_follows_the_photo():
+    pixels = np.full((200, 200, 3), 40, np.uint8)
+    pixels[:, 100:] = 200
+    guide = small_of(pixels, (50, 50))
+    target = torch.where(guide > 0.45, guide * 0.8, guide * 2.5)
+    result = applied(pixels, curves.fit(guide, target)).astype(int)
+    assert np.abs(result[:, :100] - 100).max() <= 12 and np.abs(result[:, 100:] - 160).max() <= 12
+
+
+def test_dark_detail_is_not_blurred():
+    # Detail too fine for the small copy must grow with the gain, not vanish.
+    pixels = np.random.default_rng(0).integers(18, 23, (256, 256, 3)).astype(np.uint8)
+    small = small_of(pixels, (32, 32))
+    steeper = applied(pixels, curves.fit(small, 6 * small)).std() / pixels.std()
+    assert steeper == pytest.approx(6 * (1 - 6 * 20 / 255) / (1 - 20 / 255), rel=0.1)  # the slope of a gain of odds
+
+
+def test_gradients_reach_the_correction_everywhere():
+    small = small_of(np.array(picture(90, 60)))
+    wish = (1.4 * small + 0.05).clamp(0, 0.98).requires_grad_()
+    curves.apply(to_tensor(np.array(picture(90, 60))), curves.fit(small, wish)).mean().backward()
+    assert torch.isfinite(wish.grad).all() and (wish.grad != 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("flat", [0.0, 0.5, 1.0])
+def test_flat_photos_have_finite_gradients(flat):
+    small = torch.full((1, 3, 8, 8), flat)
+    wish = torch.full((1, 3, 8, 8), 0.4, requires_grad=True)
+    curves.apply(small, curves.fit(small, wish)).sum().backward()
+    assert torch.isfinite(wish.grad).all()
+
+
+def test_strength_and_exposure():
+    maps = of_slopes(4.0, 0.5)
+    photo = to_tensor(np.array(picture(90, 60)))
+    assert torch.allclose(curves.apply(photo, curves.adjust(maps, 0.0)), photo.float(), atol=1e-6)
+    weaker, full, brighter, darker = (
+        curves.apply(photo, curves.adjust(maps, *settings)).mean()
+        for settings in ((0.5,), (1.0,), (1.0, 1.0), (1.0, -1.0))
+    )
+    assert photo.mean() < weaker < full < brighter and darker < full
+
+
+def test_a_stop_is_a_stop_on_a_grey_card():
+    card = from_linear(torch.full((1, 3, 1, 1), 0.18))
+    for stops in (-3, -2, -1, 0.5, 1, 2):
+        light = to_linear(curves.apply(card, curves.adjust(torch.zeros(1, 2, 3, 1, 1), 1.0, float(stops))))
+        assert (light / 0.18).log2().mean().item() == pytest.approx(stops, abs=0.01)
+
+
+def test_strips_leave_no_seam(monkeypatch):
+    pixels, maps = np.array(picture(101, 97)), torch.randn(1, 2, 3, 7, 9)
+    whole = applied(pixels, maps)
+    for rows in (1, 3, 1000):
+        monkeypatch.setattr(full_size, "STRIP_ROWS", rows)
+        assert np.array_equal(applied(pixels, maps), whole)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(50, 61), (1, 1), (1, 40), (40, 1)])
+def test_files_get_what_tensors_get(dtype, size):
+    rng = np.random.default_rng(0)
+    white = np.iinfo(dtype).max
+    pixels = rng.integers(0, white + 1, (*size, 3)).astype(dtype)
+    pixels[0, 0] = white
+    maps = torch.randn(1, 2, 3, 7, 9).clamp(-2.77, 2.77)
+    expected = curves.apply(to_tensor(pixels), maps)[0].permute(1, 2, 0).double().numpy() * white
+    assert np.abs(applied(pixels, maps) - expected).max() <= 0.52
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_images_arrays_and_depths_agree(mode):
+    image = picture(101, 67).convert(mode)
+    channels = len(image.getbands())
+    maps = torch.randn(1, 2, channels, 7, 9)
+    pixels = np.array(image).reshape(67, 101, channels)
+    expected = applied(pixels, maps)
+    apply_curves(image, maps[0])
+    assert np.array_equal(np.array(image).reshape(expected.shape), expected)
+    deep = applied(pixels.astype(np.uint16) * 257, maps)
+    assert np.abs(deep / 257 - expected).max() <= 0.51
+    assert len(np.unique(deep % 257)) > 200  # more than 8 bits of it are used
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (1, 1), (64, 3)])
+@pytest.mark.parametrize("radius", [1, 4, 100])
+def test_box_means_are_means(shape, radius):
+    image = torch.rand(2, 3, *shape, dtype=torch.float64)
+    found = curves.box_mean(image, radius)
+    for y in range(shape[0]):
+        for x in range(shape[1]):
+            window = image[..., max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+            assert torch.allclose(found[..., y, x], window.mean(dim=(-2, -1)))
+
+
+def corrector(function, size=32):
+    architecture = SimpleNamespace(layer_count_of_every_unet=[1, 1], first_layer_out_channels_of_every_unet=[4, 4])
+    network = build_generator(architecture)
+    network.forward = lambda photo: [function(photo)]
+    return Corrector(network, size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (33, 70), (128, 96)])
+def test_the_corrector_takes_any_size(size):
+    photo = torch.rand(2, 3, *size)
+    assert torch.allclose(corrector(lambda x: x)(photo), photo, atol=1e-6)
+    brighter = corrector(lambda x: x.sqrt())(photo)
+    assert brighter.shape == photo.shape and (brighter >= photo - 1e-6).all()
+
+
+def test_the_network_sees_the_working_size_and_the_photo_keeps_its_own():
+    whole = corrector(lambda x: x.sqrt()).correct(torch.rand(1, 3, 60, 90), working_size=45)
+    assert whole.small.shape == (1, 3, 30, 45) and whole.photo.shape == (1, 3, 60, 90)
+    assert torch.equal(whole.outputs[0], whole.small.sqrt())
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "expected"), [((60, 90), 45, (30, 45)), ((7, 900), 90, (1, 90)), ((9, 9), 64, (9, 9))]
+)
+def test_small_copies_keep_the_shape(size, longest, expected):
+    assert shrink(torch.rand(1, 3, *size), longest).shape[-2:] == expected
