@@ -40,15 +40,15 @@ def write_merged(source: Path, checkpoint: dict[str, Any], output: Path) -> str:
     Raises:
         ValueError: there is nothing to merge, or the merged network is not the same function.
         RuntimeError: the tensors are not those of the network that the configuration describes.
-        ConfigError, OSError: as `config_from_dict` and `save_weights`.
+        ConfigError, OSError: as `config_of_checkpoint` and `save_weights`.
     """
     import torch
 
     from models.daconv import merge_daconv
-    from utils.config import config_from_dict
+    from utils.config import config_of_checkpoint
     from utils.training.release import export, trained_network
 
-    config = config_from_dict(checkpoint["config"], source=str(source))
+    config = config_of_checkpoint(checkpoint["config"], source=str(source))
     if config.conv == "plain":
         raise ValueError("its convolutions are plain: there is nothing to merge")
     network = trained_network(checkpoint, source).eval()

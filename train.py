@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from data import Batch, LayoutError, NoPhotosError, PhotoDataset, make_pairs
+from data import Batch, LayoutError, NoPhotosError, PhotoDataset, SceneError, make_pairs
 from data.sources import (
     build_loader,
     describe_photos,
@@ -34,7 +34,7 @@ from data.sources import (
     require_enough_photos,
     require_same_photos,
 )
-from models import NetworkError, network_class
+from models import Corrector, NetworkError, network_class
 from models.losses import adversarial_loss, discriminator_loss
 from utils.config import Config, ConfigError, load_config
 from utils.device import Arithmetic, measure
@@ -47,7 +47,7 @@ from utils.training.processes import ALONE, Processes, explain, processes_to_sta
 from utils.training.progress import FailureLog, Measured, NonFiniteLossError, Progress, announce
 from utils.training.release import export
 from utils.training.run_folder import RunFolder, RunFolderError, require_writable
-from utils.training.schedule import Epoch, plan_epochs, set_learning_rates
+from utils.training.schedule import Epoch, draw_working_size, plan_epochs, set_learning_rates
 from utils.training.start import new_state, read_checkpoint, share_weights
 from utils.training.state import TrainingState
 from utils.training.stop import StopRequest
@@ -93,7 +93,16 @@ def run(config: Config, is_dry: bool) -> int:
             code = train(config, stop, processes)
             processes.part()
             return code
-    except (ConfigError, LayoutError, NetworkError, NoPhotosError, RunFolderError, WeightsError, ValueError) as error:
+    except (
+        ConfigError,
+        LayoutError,
+        NetworkError,
+        NoPhotosError,
+        RunFolderError,
+        SceneError,
+        WeightsError,
+        ValueError,
+    ) as error:
         failure: Exception = error
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:
@@ -181,7 +190,15 @@ def run_epochs(
             state.step += 1
             seed_step(config.seed, epoch.number, state.step, processes.rank)
             set_learning_rates(state, plan, epoch.first_step + state.step - 1)
-            parts = train_step(state, batch, arithmetic, processes, adversarial=epoch.is_adversarial, batch_size=size)
+            parts = train_step(
+                state,
+                batch,
+                arithmetic,
+                processes,
+                adversarial=epoch.is_adversarial,
+                batch_size=size,
+                working_size=draw_working_size(config, epoch.number, state.step),
+            )
             measured = Measured(parts, stop.signal, epoch.number, state.step, size, batch.names, processes)
             # The step before is read only now, so that a GPU always has the next one to work on.
             stopped = pending.record(state, progress) if pending else 0
@@ -219,6 +236,7 @@ def train_step(
     *,
     adversarial: bool,
     batch_size: int | None = None,
+    working_size: int | None = None,
 ) -> dict[str, Tensor]:
     """Update the generator, and the discriminator if `adversarial`, from this process's share of a batch.
 
@@ -229,6 +247,7 @@ def train_step(
         processes: those that train together.
         adversarial: whether the discriminator takes part.
         batch_size: photos of all processes together; None: those of `batch`.
+        working_size: longest side of the small copy that the network sees; None: the configuration's.
 
     Returns:
         Scalars on the device: this process's share of the parts of the losses and of the PSNR (the sums over processes
@@ -243,18 +262,17 @@ def train_step(
         share = len(part.names) / (batch_size or len(batch.names))
         inputs, targets = make_pairs(part, arithmetic, config.normalise_targets)
         with arithmetic.autocast():
-            outputs = state.generator(inputs)
-        terms = weighted_losses(state, inputs, outputs, targets)
+            done = state.corrector.correct(inputs, working_size)
+        terms = weighted_losses(state, inputs, done, targets)
         if adversarial:
-            fake = resize(outputs[0], config.discriminator_image_size)
+            fake = resize(done.photo, config.discriminator_image_size)
             with arithmetic.autocast():
                 logits = state.discriminator(fake)
             terms["adversarial"] = config.adversarial_weight * adversarial_loss(logits.float())
             judged.append((share, resize(targets, config.discriminator_image_size), fake.detach()))
         loss = torch.stack(list(terms.values())).sum()
         (share * loss).backward()
-        correct = psnr(outputs[0].detach().clamp(0, 1), targets).mean()
-        accumulate(sums, share, {"loss": loss, **terms, "psnr": correct})
+        accumulate(sums, share, {"loss": loss, **terms, "psnr": psnr(done.photo.detach(), targets).mean()})
     sums["gradient"] = update(state.generator_optimizer, processes, config.clip_gradient_norm)
     state.update_average()
     if adversarial:
@@ -272,7 +290,7 @@ def train_step(
 
 @torch.no_grad()
 def validate(
-    generator: nn.Module,
+    corrector: Corrector,
     loader: DataLoader[Any],
     arithmetic: Arithmetic,
     failures: FailureLog,
@@ -286,7 +304,7 @@ def validate(
         NoPhotosError: no validation photo can be decoded.
         NonFiniteLossError: the network's output is not finite.
     """
-    generator.eval()
+    corrector.eval()
     count = len(loader.dataset)  # type: ignore[arg-type]
     chosen = set(torch.linspace(0, count - 1, min(SAMPLE_COUNT, count)).long().tolist())
     scores: dict[int, tuple[float, float]] = {}  # of this process's share, by the photo's position
@@ -297,7 +315,7 @@ def validate(
             continue
         inputs, targets = make_pairs(batch, arithmetic)
         with arithmetic.autocast():
-            outputs = quantise(generator(inputs)[0])
+            outputs = quantise(corrector.correct(inputs).photo)
         measured = torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1).tolist()
         for position, index in enumerate(batch.indices):
             scores[index] = (measured[position][0], measured[position][1])

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.pairs import pairs_of, score, sets_of, untouched
 from benchmarks.short_run import train_briefly
 from data.sources import build_loader, open_folder
+from models import Corrector
 from models.generator import Generator
 from models.pyramid import gaussian_expand, laplacian_pyramid
 from train import validate
@@ -97,7 +98,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "clipped pixels count wholly": {"clipped_weight": 1.0},
     "clipped pixels masked": {"clipped_weight": 0.0},
     "L1 + 0.2 SSIM": {"ssim_weight": 0.2},
-    "L1 + 0.2 SSIM + colour": {"ssim_weight": 0.2, "colour_weight": 1.0},
     "no average of the weights": {"ema_decay": 0.0},
     "DAConv": {"conv": "daconv"},
     "untrained": {"init_weights": ""},
@@ -125,7 +125,7 @@ def judge(network: nn.Module, base: Config, config: Config, pairs: Path) -> dict
         changed = dataclasses.replace(base, degradation=degradation, image_size=config.image_size)
         photos = open_folder(changed, config.valid_data_dir, training=False)
         loader, _ = build_loader(changed, photos, config.batch_size, arithmetic)
-        figures[name] = validate(network, loader, arithmetic, failures)[0]["valid_psnr"]
+        figures[name] = validate(Corrector(network, config.working_size), loader, arithmetic, failures)[0]["valid_psnr"]
     means = np.mean([score(predictor.predict, pairs_of(folder)) for folder in sets_of(pairs)], axis=0)
     figures["pairs"], figures["pairs_ssim"] = (float(mean) for mean in means)
     figures["untouched"] = statistics.median(untouched(predictor.predict, Path(config.valid_data_dir)))

@@ -14,7 +14,7 @@ import dataclasses
 import statistics
 import sys
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.short_run import train_briefly
 from data import make_pairs
-from models import Network
-from models.losses import pixel_weights
 from utils.config import Config, load_config
 from utils.device import Arithmetic
+from utils.training.objective import weighted_losses
 
 LEARNING_RATE_FACTOR = 2 * torch.sigmoid(torch.tensor(1.0)).item()
 ARMS: dict[str, tuple[Literal["plain", "daconv"], float]] = {
@@ -70,7 +69,7 @@ def main() -> None:
 def train_once(config: Config) -> dict[str, float]:
     """Train with one configuration; return its validation figures and the training loss on the validation views."""
     state, figures, valid_loader = train_briefly(config)
-    arithmetic, network = Arithmetic(config.precision), cast(Network, state.generator)
+    arithmetic = Arithmetic(config.precision)
     loss, count = 0.0, 0
     with torch.no_grad():
         for batch in valid_loader:
@@ -78,9 +77,8 @@ def train_once(config: Config) -> dict[str, float]:
                 continue
             inputs, targets = make_pairs(batch, arithmetic, config.normalise_targets)
             with arithmetic.autocast():
-                outputs = state.released(inputs)
-            weight = pixel_weights(inputs, targets, config.clipped_weight)
-            terms = network.losses(inputs, outputs, targets, weight).values()
+                done = state.released.correct(inputs)
+            terms = weighted_losses(state, inputs, done, targets).values()
             loss += sum(term.item() for term in terms) * len(batch.names)
             count += len(batch.names)
     return {**figures, "valid_loss": loss / count}

@@ -1,10 +1,11 @@
-"""Data sets and the synthesis of mis-exposure. This package imports `utils`, not `models`."""
+"""Data sets and the synthesis of mis-exposure."""
 
 from .cache import PhotoCache
 from .camera import CameraRange, camera, draw_camera
 from .color_jitter import color_jitter, draw_jitter
 from .dataset import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate
 from .paired import LayoutError, Pair, find_pairs
+from .scenes import Scene, SceneError
 from .synthesis import make_pairs
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Pair",
     "PhotoCache",
     "PhotoDataset",
+    "Scene",
+    "SceneError",
     "camera",
     "collate",
     "color_jitter",

@@ -15,13 +15,32 @@ from torch import Tensor
 
 from utils.colour import from_linear, luma, luminance, to_linear
 
+from .scenes import meter, shine, smooth_parts
+
 MIDDLE_GREY = 0.18
 """Linear light that a meter takes the mean of a scene for."""
+METERED = 0.42
+"""Mean luma at which a camera's own meter exposes a scene."""
 GRID = 3
 """Knots of a local exposure map along each side."""
-_NAMES = ("metered", "shoulder", "noise", "red", "blue", "gamma", "contrast", "saturation", "quality", "seed")
+_NAMES = (
+    "lost",
+    "metered",
+    "stretch",
+    "shoulder",
+    "noise",
+    "red",
+    "blue",
+    "gamma",
+    "contrast",
+    "saturation",
+    "quality",
+    "seed",
+)
 COUNT = GRID * GRID + len(_NAMES)
 """Numbers of a draw: the exposure at every knot, in EV, then the others."""
+TELLING, TELLING_NOTHING = 0.75, 2.5
+"""Errors in EV up to which a photo still tells how bright it should be, and from which it tells nothing of it."""
 _QUANTISATION = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -48,6 +67,14 @@ class CameraRange:
     is_metered: bool = False
     """Whether the shift counts from the exposure that brings the view's mean light to middle grey, as a meter would
     have it, and not from the view's own."""
+    mild_share: float = 0.0
+    """Share of the shifts that are mild instead: normal around 0, counted from the view's own exposure."""
+    mild_ev: float = 0.6
+    """Standard deviation of mild shifts in EV."""
+    stretch: float = 0.0
+    """Most by which differences in light between a view's parts are enlarged: 1 doubles them, in stops."""
+    stretch_share: float = 0.3
+    """Share of the photos whose light is stretched."""
     local_ev: float = 1.2
     """Largest standard deviation in EV of the knots of a local map."""
     local_share: float = 1 / 3
@@ -78,10 +105,15 @@ def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
     has_dark, has_bright = low < 0 and low <= -ranges.least_ev, high > 0 and high >= ranges.least_ev
     is_dark = rng.uniform() < (ranges.dark_share if has_dark and has_bright else float(has_dark))
     ev = rng.uniform(low, -ranges.least_ev) if is_dark else rng.uniform(min(ranges.least_ev, high), high)
+    if rng.uniform() < ranges.mild_share:
+        ev = float(np.clip(ranges.mild_ev * rng.standard_normal(), low, high))
+    lost = evidence_lost(ev)
     amount = rng.uniform(0, ranges.local_ev) * (rng.uniform() < ranges.local_share)
     knots = ev + amount * rng.standard_normal(GRID * GRID)
     rest = {
-        "metered": float(ranges.is_metered),
+        "lost": lost,
+        "metered": lost if ranges.is_metered else 0.0,
+        "stretch": rng.uniform(0, ranges.stretch) * (rng.uniform() < ranges.stretch_share),
         "shoulder": rng.uniform() ** ranges.shoulder,
         "noise": ranges.noise * 10 ** -rng.uniform(0, 2) * (rng.uniform() < ranges.noise_share),
         "red": math.exp(ranges.white_balance * rng.standard_normal()),
@@ -93,6 +125,20 @@ def draw_camera(rng: np.random.Generator, ranges: CameraRange) -> Tensor:
         "seed": float(rng.integers(2**31)),
     }
     return torch.tensor([*knots, *(rest[name] for name in _NAMES)], dtype=torch.float64)
+
+
+def evidence_lost(ev: float) -> float:
+    """Return how much of what a photo tells about its brightness an error in EV destroys, from 0 to 1.
+
+    A photo that is off by half a stop still says how bright it is to be; one that is off by four does not.
+    """
+    x = min(max((abs(ev) - TELLING) / (TELLING_NOTHING - TELLING), 0.0), 1.0)
+    return x * x * (3 - 2 * x)
+
+
+def value_of(draws: Tensor, name: str) -> Tensor:
+    """Return one column of draws `(B, COUNT)`: `(B,)`."""
+    return draws[:, GRID * GRID + _NAMES.index(name)]
 
 
 def camera(photos: Tensor, draws: Tensor) -> Tensor:
@@ -108,24 +154,57 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     With y the linear light of the photo and g the gain, the exposed light is g y / (1 + k (g - 1) y). k = 0 scales
     light and clips it hard; k = 1 takes y to be what the shoulder r / (1 + r) (Reinhard et al. 2002, equation 3)
     made of the scene's r: whites stay white whatever the exposure, as lamps and windows do. k is drawn between the two.
-    A metered draw first scales the light so that its mean is middle grey, as an exposure meter does: then how bright
-    the result is says little about how bright the photo was.
-    The noise is that of Foi et al. 2008, with a variance affine in the light.
+    A stretched draw takes the scene to have had more range than the photo shows: bright parts are brighter and dark
+    ones darker, along edges. A metered draw first scales the light so that the mean of what is not white is middle
+    grey, as an exposure meter does: then how bright the result is says little about how bright the photo was.
     """
+    value, ev, seeds = _columns(photos, draws)
+    light = to_linear(photos)
+    brightness = luminance(light)
+    stops = brightness.clamp_min(2.0**-10).log2()
+    parts = smooth_parts(stops)
+    ev = ev + value["stretch"] * (parts - parts.mean(dim=(2, 3), keepdim=True))
+    counts = (brightness < 0.9).to(light.dtype) + 1e-3
+    mean = (counts * brightness).sum(dim=(2, 3), keepdim=True) / counts.sum(dim=(2, 3), keepdim=True)
+    gain = torch.exp2(ev) * (MIDDLE_GREY / mean.clamp_min(1e-3)) ** value["metered"] * value["white_balance"]
+    return _develop(expose(light, gain, value["shoulder"]), value, seeds)
+
+
+def scene_camera(light: Tensor, draws: Tensor) -> Tensor:
+    """Photograph scenes, each by its own draw, whose shift counts from the exposure that a meter chooses.
+
+    Args:
+        light: `(B, 3, H, W)` linear light, of any range.
+        draws: as `camera` takes them; of the shoulder k, light is white from 1 + 3 k on.
+
+    Returns:
+        `(B, 3, H, W)` sRGB in [0, 1].
+    """
+    value, ev, seeds = _columns(light, draws)
+    white = 1 + 3 * value["shoulder"]
+    gain = torch.exp2(ev) * meter(light, METERED, white) * value["white_balance"]
+    return _develop(shine(gain * light, white), value, seeds)
+
+
+def _columns(photos: Tensor, draws: Tensor) -> tuple[dict[str, Tensor], Tensor, list[float]]:
+    """Return the values of draws, `(B, 1, 1, 1)` each, the map of exposure `(B, 1, H, W)` in EV, and the seeds."""
     seeds = draws[:, -1].tolist()
     draws = draws.to(photos.device, non_blocking=True)
     size = photos.shape[0], 1, GRID, GRID
     knots = draws[:, : GRID * GRID].to(photos.dtype).view(size)
     columns = draws[:, GRID * GRID :, None, None, None].to(photos.dtype).unbind(dim=1)
     value = dict(zip(_NAMES, columns, strict=True))  # each (B, 1, 1, 1)
-    ev = F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True)
-    white_balance = torch.cat((value["red"], torch.ones_like(value["red"]), value["blue"]), dim=1)
-    light = to_linear(photos)
-    meter = MIDDLE_GREY / luminance(light).mean(dim=(2, 3), keepdim=True).clamp_min(1e-3)
-    gain = torch.exp2(ev) * meter ** value["metered"] * white_balance  # (B, 3, H, W)
-    light = expose(light, gain, value["shoulder"])
+    value["white_balance"] = torch.cat((value["red"], torch.ones_like(value["red"]), value["blue"]), dim=1)
+    return value, F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True), seeds
+
+
+def _develop(light: Tensor, value: dict[str, Tensor], seeds: list[float]) -> Tensor:
+    """Return exposed light in [0, 1] as the file that a camera makes of it, sRGB in [0, 1].
+
+    The noise is that of Foi et al. 2008, with a variance affine in the light.
+    """
     # photons, and the electronics: beside the signal, the noise grows as light falls
-    light = light + _noise(photos, seeds) * (value["noise"] * (light + 0.02)).sqrt()
+    light = light + _noise(light, seeds) * (value["noise"] * (light.clamp_min(0) + 0.02)).sqrt()
     x = from_linear(light.clamp(0, 1)) ** value["gamma"]
     x = x + value["contrast"] * (3 * x**2 - 2 * x**3 - x)
     grey = luma(x)

@@ -26,11 +26,18 @@ from .cache import PhotoCache
 from .camera import COUNT, CameraRange, draw_camera
 from .color_jitter import draw_jitter
 from .paired import Pair
+from .scenes import Scene, draw_view
 
 VALIDATION_SEED = 20210625
 """Seed of the validation draws: the same in every run, whatever the run's own seed."""
 CROP_ATTEMPTS = 8
 """Views of a photo that are drawn before it is passed over as black, white or flat."""
+SCENE_SEED = 20210626
+"""Beside the run's seed, of the draws of scenes, so that they are not those of the photos."""
+SCENE_VIEWS = 2
+"""Validation views of each scene."""
+LEAST_STOPS = 0.6
+"""Standard deviation of a scene's view, in stops, below which it shows nothing."""
 JITTERED, DEVELOPED, UNTOUCHED = range(3)
 """How a view's input is made: by colour jitter, by a camera, not at all."""
 
@@ -65,6 +72,10 @@ class Batch:
     """`(B,)` int64: how each photo is mis-exposed, `JITTERED`, `DEVELOPED` (by a camera) or `UNTOUCHED`."""
     camera: Tensor
     """`(B, COUNT)` draws of a camera's exposure and development, as `data.camera` takes them; 0 where none is used."""
+    is_scene: Tensor
+    """`(B,)` bool: whether the view is one of a scene in linear light, and `photos` says nothing."""
+    light: Tensor
+    """`(B, 3, H, W)` float16 linear light of scenes, 0 elsewhere. Empty, `(B, 0)`, if there are none."""
     names: list[str]
     """Paths of the photos, relative to their folder."""
     indices: list[int]
@@ -85,8 +96,8 @@ class Batch:
         return [dataclasses.replace(self, **{name: getattr(self, name)[part] for name in columns}) for part in parts]
 
 
-_TENSORS = ("photos", "inputs", "is_pair", "factors", "orders", "kinds", "camera")
-Sample = tuple[Tensor, Tensor, bool, Tensor, Tensor, int, Tensor, str, int]
+_TENSORS = ("photos", "inputs", "is_pair", "factors", "orders", "kinds", "camera", "is_scene", "light")
+Sample = tuple[Tensor, Tensor, bool, Tensor, Tensor, int, Tensor, Tensor | None, str, int]
 
 
 class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
@@ -104,6 +115,9 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         camera_range: from what a camera's exposure and development are drawn.
         camera_share, identity_share: of the training views, the shares that a camera develops and that stay as they
             are; the rest is jittered. Validation has none that stays.
+        views_per_photo: random views of each photo in an epoch.
+        scenes: in linear light; `scene_share` of the training views are of one of them, in place of the photo.
+            Validation has two fixed views of each, after the photos.
         pairs: real pairs, whose two photos get the same crop and flip; what a view shows is judged by the target.
 
     A view has the shape of `image_size` and is never stretched. `dataset[epoch, index]` returns the sample, or None,
@@ -129,6 +143,9 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         camera_range: CameraRange | None = None,
         camera_share: float = 0.0,
         identity_share: float = 0.0,
+        views_per_photo: int = 1,
+        scenes: Sequence[Scene] = (),
+        scene_share: float = 0.0,
     ) -> None:
         self.folder = Path(folder)
         self.image_size = image_size
@@ -141,6 +158,9 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         self.camera_range = camera_range or CameraRange()
         self.camera_share = camera_share
         self.identity_share = identity_share if seed is not None else 0.0
+        self.views_per_photo = views_per_photo if seed is not None else 1
+        self.scenes = list(scenes)
+        self.scene_share = scene_share if self.scenes else 0.0
         self.paths, self.sizes, self.failures = _usable_photos(self.folder) if str(folder) else ([], [], [])
         self.names = [path.relative_to(self.folder).as_posix() for path in self.paths]
         self.names += ["/".join(pair.input.parts[-4:]) for pair in pairs]  # wherever the set lies on each machine
@@ -155,26 +175,35 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         return other
 
     def __len__(self) -> int:
-        return len(self.paths)
+        views = self.views_per_photo * len(self.paths)
+        return views + (SCENE_VIEWS * len(self.scenes) if self.seed is None else 0)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample | None, list[Failure]]:
         epoch, index = key
         failures: list[Failure] = []
+        if self.seed is None:
+            if index >= len(self.paths):
+                rng = np.random.default_rng((VALIDATION_SEED, index))
+                return self._scene_view(self.scenes[(index - len(self.paths)) // SCENE_VIEWS], rng, index), failures
+        else:
+            rng = np.random.default_rng((SCENE_SEED, self.seed, epoch, index))
+            if rng.uniform() < self.scene_share:
+                return self._scene_view(self.scenes[rng.integers(len(self.scenes))], rng, index), failures
         for offset in range(len(self.paths) if self.seed is not None else 1):
             position = (index + offset) % len(self.paths)
             try:
-                return self._view(epoch, position), failures
+                return self._view(epoch, position, index // len(self.paths)), failures
             except PhotoError as error:
                 failures.append(Failure(str(self.inputs[position] or self.paths[position]), str(error)))
         return None, failures
 
-    def _view(self, epoch: int, index: int) -> Sample:
+    def _view(self, epoch: int, index: int, repetition: int) -> Sample:
         largest = max(self.image_size)
         if self.seed is None:
             rng = np.random.default_rng((VALIDATION_SEED, index))
             views = [self._crop(image, share=1.0, across=0.5, down=0.5) for image in self._images(index, largest)]
         else:
-            rng = np.random.default_rng((self.seed, epoch, index))
+            rng = np.random.default_rng((self.seed, epoch, index, *([repetition] if repetition else [])))
             # the same for all draws, so that the view does not depend on what the cache holds
             views = self._random_view(self._images(index, math.ceil(largest / math.sqrt(self.crop_min_area))), rng)
         factors, order = draw_jitter(rng, self.jitter)
@@ -186,7 +215,20 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             kind = DEVELOPED
         development = draw_camera(rng, self.camera_range) if kind == DEVELOPED else torch.zeros(COUNT).double()
         is_pair = len(views) == 2
-        return photo, input_photo, is_pair, factors, order, kind, development, self.names[index], index
+        return photo, input_photo, is_pair, factors, order, kind, development, None, self.names[index], index
+
+    def _scene_view(self, scene: Scene, rng: np.random.Generator, index: int) -> Sample:
+        """Return a view of a scene that shows something."""
+        for _ in range(CROP_ATTEMPTS):
+            light = draw_view(scene, self.image_size, rng)
+            if np.log2(light.mean(axis=2) + 2.0**-10).std() >= LEAST_STOPS:
+                break
+        kind = UNTOUCHED if rng.uniform() < self.identity_share else DEVELOPED
+        empty = torch.zeros(3, *self.image_size, dtype=torch.uint8)
+        factors, order = draw_jitter(rng, (0.0, 0.0, 0.0, 0.0))
+        lit = torch.from_numpy(light).permute(2, 0, 1).half()
+        development = draw_camera(rng, self.camera_range)
+        return empty, empty, False, factors, order, kind, development, lit, scene.name, index
 
     def _images(self, index: int, enough: int) -> list[Image.Image]:
         """Return a photo, and the input of its pair if it has one, reduced alike."""
@@ -264,7 +306,8 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
     if not samples:
         empty = torch.empty(0)
         return Batch(**dict.fromkeys(_TENSORS, empty), names=[], indices=[], failures=failures)
-    photos, inputs, is_pair, factors, orders, kinds, camera, names, indices = zip(*samples, strict=True)
+    photos, inputs, is_pair, factors, orders, kinds, camera, lights, names, indices = zip(*samples, strict=True)
+    dark = torch.zeros(photos[0].shape, dtype=torch.float16)
     return Batch(
         photos=torch.stack(photos),
         inputs=torch.stack(inputs) if any(is_pair) else torch.empty(len(samples), 0, dtype=torch.uint8),
@@ -273,6 +316,10 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
         orders=torch.stack(orders),
         kinds=torch.tensor(kinds),
         camera=torch.stack(camera),
+        is_scene=torch.tensor([light is not None for light in lights]),
+        light=torch.stack([dark if light is None else light for light in lights])
+        if any(light is not None for light in lights)
+        else torch.empty(len(samples), 0, dtype=torch.float16),
         names=list(names),
         indices=list(indices),
         failures=failures,

@@ -3,6 +3,7 @@
 import hashlib
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from .cache import PhotoCache
 from .camera import CameraRange
 from .dataset import Batch, EpochBatches, NoPhotosError, PhotoDataset, collate
 from .paired import LayoutError, Pair, find_pairs
+from .scenes import Scene, find_scenes
+
+HELD_EVERY = 8
+"""Of so many scenes one validates."""
 
 
 def open_photos(
@@ -29,17 +34,36 @@ def open_photos(
     Raises:
         NoPhotosError: one of them has no photos, or both have some in common.
         LayoutError: as `open_pairs`.
+        SceneError: a file in `config.hdri_dir` is no scene.
     """
-    photos = open_folder(config, config.train_data_dir, training=True)
-    valid_photos = open_folder(config, config.valid_data_dir, training=False)
+    scenes = open_scenes(config, is_shown=processes.is_first)
+    held = scenes[HELD_EVERY - 1 :: HELD_EVERY]
+    trained = [scene for scene in scenes if scene not in held]
+    photos = open_folder(config, config.train_data_dir, training=True, scenes=trained)
+    valid_photos = open_folder(config, config.valid_data_dir, training=False, scenes=held)
     for dataset in (photos, valid_photos):
         failures.report(dataset.failures, processes)
     refuse_common_photos(photos, valid_photos)
     return photos, valid_photos
 
 
-def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
-    """Return the random views of a folder for training, or its fixed views for validation."""
+def open_scenes(config: Config, *, is_shown: bool = True) -> list[Scene]:
+    """Return the scenes that a mixture has a share of; none, and a note, if their folder is not there.
+
+    Raises:
+        SceneError: a file in it is no scene, or it is empty.
+    """
+    if config.degradation != "mixture" or not config.hdri_dir or not config.scene_share:
+        return []
+    if not Path(config.hdri_dir).exists():
+        if is_shown:
+            print(f"hdri_dir {config.hdri_dir}: no such folder, so training goes without scenes", file=sys.stderr)
+        return []
+    return find_scenes(Path(config.hdri_dir))
+
+
+def open_folder(config: Config, folder: str, *, training: bool, scenes: Sequence[Scene] = ()) -> PhotoDataset:
+    """Return the random views of a folder, and of scenes, for training, or fixed views for validation."""
     return PhotoDataset(
         folder,
         config.image_size,
@@ -51,8 +75,11 @@ def open_folder(config: Config, folder: str, *, training: bool) -> PhotoDataset:
         cache=PhotoCache(config.photo_cache_dir, limit=int(config.photo_cache_gigabytes * 1e9)),
         pairs=open_pairs(config, training=training),
         camera_range=camera_range(config),
-        camera_share={"color_jitter": 0.0, "camera": 1.0, "mixture": 0.5}[config.degradation],
+        camera_share={"color_jitter": 0.0, "camera": 1.0, "mixture": 1 - config.jitter_share}[config.degradation],
         identity_share=config.identity_share,
+        views_per_photo=config.views_per_photo,
+        scenes=scenes,
+        scene_share=config.scene_share,
     )
 
 
@@ -63,6 +90,10 @@ def camera_range(config: Config) -> CameraRange:
         dark_share=config.camera_dark_share,
         least_ev=config.camera_ev_least,
         is_metered=config.camera_metered,
+        mild_share=config.camera_mild_share,
+        mild_ev=config.camera_mild_ev,
+        stretch=config.camera_stretch,
+        stretch_share=config.camera_stretch_share,
         local_ev=config.camera_local_ev,
         local_share=config.camera_local_share,
         shoulder=config.camera_shoulder,
@@ -182,7 +213,8 @@ def describe_photos(config: Config, photos: PhotoDataset, valid_photos: PhotoDat
         real = sum(path is not None for path in dataset.inputs)
         pairs = f", {real} of them real pairs" if real else ""
         where = getattr(config, name) or "(none)"
-        print(f"{name} {where}: {len(dataset)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}")
+        lit = f", {len(dataset.scenes)} scenes in linear light" if dataset.scenes else ""
+        print(f"{name} {where}: {len(dataset.paths)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}{lit}")
 
 
 def first_batch(photos: PhotoDataset, size: int) -> Batch:
@@ -198,5 +230,6 @@ def first_batch(photos: PhotoDataset, size: int) -> Batch:
 
 
 def list_digest(dataset: PhotoDataset) -> str:
-    """Return a digest of which photos a data set has, by name, to notice that some were added or removed."""
-    return hashlib.sha256("\n".join(dataset.names).encode("utf-8", "surrogateescape")).hexdigest()
+    """Return a digest of which photos and scenes a data set has, by name, to notice that some came or went."""
+    names = [*dataset.names, *(f"scene {scene.name}" for scene in dataset.scenes)]
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -52,16 +52,6 @@ def pixel_weights(inputs: Tensor, targets: Tensor, clipped_weight: float) -> Ten
     return torch.where(lost, clipped_weight, 1.0)[:, None]
 
 
-def colour_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Return the mean of 1 - cos of the angle between the colours of two `(B, 3, H, W)` photos, in [0, 2].
-
-    Wang et al., "Underexposed Photo Enhancement Using Deep Illumination Estimation", CVPR 2019, equation 6, with the
-    cosine in place of the angle, whose derivative has no bound where colours agree, and a little grey added to both,
-    as the colour of what is nearly black is chance.
-    """
-    return (1 - F.cosine_similarity(output + 0.02, target + 0.02, dim=1)).mean()
-
-
 def adversarial_loss(fake_logits: Tensor) -> Tensor:
     """Return the generator's mean of -log S(D(Y)), S the sigmoid: L_adv, equation 4, before its weight.
 

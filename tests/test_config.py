@@ -3,7 +3,8 @@ import json
 import pytest
 from conftest import REPOSITORY
 
-from utils.config import Config, ConfigError, load_config
+from utils.config import Config, ConfigError, config_of_checkpoint, load_config
+from utils.configuration_page import configuration_page
 
 
 def write(tmp_path, values, **changes):
@@ -114,11 +115,26 @@ def test_bad_overrides_are_refused(small_config_path, override, words):
         load_config(small_config_path, [override])
 
 
-def test_every_key_stands_in_the_readme_with_its_default():
-    import dataclasses
-
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_keys_is_not_stale():
     shown = json.loads((REPOSITORY / "conf.json").read_text())
-    for item in dataclasses.fields(Config):
-        value = shown.get(item.name, item.default)
-        assert f"| `{item.name}` | `{json.dumps(value)}` |" in readme
+    page = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == configuration_page(shown), "run: python -m utils.configuration_page > docs/configuration.md"
+    for name in Config.__dataclass_fields__:
+        assert page.count(f"| `{name}` |") == 1
+
+
+def test_a_key_that_has_gone_says_so(small_config, tmp_path):
+    path = tmp_path / "conf.json"
+    path.write_text(json.dumps({**small_config, "colour_weight": 0.0}))
+    with pytest.raises(ConfigError, match="colour_weight was removed.*delete"):
+        load_config(path)
+    assert config_of_checkpoint({**small_config, "colour_weight": 0.0}, "last.pt").batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["hdri_dir=x"], "needs degradation"), (["scene_share=0.2"], "needs scenes")],
+)
+def test_scenes_are_part_of_a_mixture(small_config_path, options, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(small_config_path, options)

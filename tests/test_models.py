@@ -8,7 +8,6 @@ from models import NETWORKS, NetworkError, build_discriminator, build_generator
 from models.daconv import DAConv, merge_daconv
 from models.losses import (
     adversarial_loss,
-    colour_loss,
     discriminator_loss,
     pixel_weights,
     pyramid_loss,
@@ -125,17 +124,6 @@ def test_pixels_that_lost_their_light_count_less():
     ]
     wrong = [outputs[0], outputs[1] + 0.1, outputs[2]]
     assert pyramid_loss(wrong, targets, weight).item() == pytest.approx(0.1 * 0.625, rel=1e-4)
-
-
-def test_the_colour_loss_sees_colours_and_not_brightness():
-    colour = torch.rand(1, 3, 8, 8) + 0.2
-    assert colour_loss(0.5 * colour, colour).item() == pytest.approx(0, abs=1e-3)
-    red, green = torch.eye(3)[:2, :, None, None].expand(2, 3, 4, 4).split(1)
-    assert colour_loss(red, green).item() == pytest.approx(1, abs=0.05)
-    black = torch.zeros(1, 3, 4, 4, requires_grad=True)
-    colour_loss(black, green).backward()
-    assert torch.isfinite(black.grad).all()
-    assert colour_loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_adversarial_loss_reaches_the_generator():

@@ -150,9 +150,9 @@ def test_the_configuration_reaches_camera_and_losses(small_config_path):
     inputs, targets = torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
     for model in ("msec", "prenet"):  # all light was lost: nothing is asked of the network
         batch, state, arithmetic = first_batch_and_state(small_config_path, *options, f"model={model}")
-        outputs = [output.detach() + 0.1 for output in state.generator(inputs)]
-        outputs[0].requires_grad_()
-        assert sum(weighted_losses(state, inputs, outputs, targets).values()).item() == 0
+        done = state.corrector.correct(inputs)
+        wrong = done._replace(outputs=[output + 0.1 for output in done.outputs], photo=done.photo - 0.1)
+        assert sum(weighted_losses(state, inputs, wrong, targets).values()).item() == 0
 
 
 def test_every_range_of_the_camera_has_its_key(small_config_path):
@@ -176,23 +176,26 @@ def test_losses_have_their_weights(small_config_path):
         "reconstruction_weight=3",
         "pyramid_weight=0",
         "ssim_weight=0.5",
-        "colour_weight=2",
+        "corrected_weight=2",
         adversarial=False,
     )[1]
     assert changed["reconstruction"] == pytest.approx(3 * plain["reconstruction"])
     assert "pyramid" not in changed and "ssim" not in plain
     assert 0 < changed["ssim"] <= 1
-    doubled = gradients(small_config_path, "colour_weight=4", adversarial=False)[1]
-    assert doubled["colour_cosine"] == pytest.approx(2 * changed["colour_cosine"]) and changed["colour_cosine"] > 0
-    assert "colour_cosine" not in plain
-    assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"] + changed["colour_cosine"])
+    assert changed["corrected"] == pytest.approx(2 * plain["corrected"]) and plain["corrected"] > 0
+    assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"] + changed["corrected"])
+
+
+def test_a_network_without_targets_is_not_trained_on_them(small_config_path):
+    parts = gradients(small_config_path, "model=zero_dce", "corrected_weight=5", adversarial=False)[1]
+    assert "corrected" not in parts and "exposure" in parts
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["reconstruction_weight=0", "pyramid_weight=0"],
-        ["reconstruction_weight=0", "model=prenet"],
+        ["corrected_weight=0", "reconstruction_weight=0", "pyramid_weight=0"],
+        ["corrected_weight=0", "reconstruction_weight=0", "model=prenet"],
     ],
 )
 def test_weights_that_leave_no_loss_are_refused(small_config_path, options, capsys):
@@ -201,7 +204,8 @@ def test_weights_that_leave_no_loss_are_refused(small_config_path, options, caps
 
 
 def test_the_ssim_term_alone_raises_ssim(small_config_path):
-    options = ["reconstruction_weight=0", "pyramid_weight=0", "ssim_weight=1", "init_lr=0.003"]
+    nothing = ["corrected_weight=0", "reconstruction_weight=0", "pyramid_weight=0"]
+    options = [*nothing, "ssim_weight=1", "init_lr=0.003"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
     losses = [step(state, batch, arithmetic, adversarial=False)["ssim"] for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]

@@ -81,7 +81,7 @@ class Config:
     """The discriminator's L2 penalty."""
 
     epochs: int = _between(1)
-    """Passes over the training photos; each photo gives one random view per pass."""
+    """Passes over the training photos; each photo gives one random view per pass, or `views_per_photo`."""
 
     begin_use_adv_loss_epoch: int = _between(1)
     """Epoch, counted from 1, from which the discriminator is on; larger than `epochs`: never."""
@@ -137,7 +137,18 @@ class Config:
     """g: every pixel is raised to a power drawn log-uniformly from [1 / (1 + g), 1 + g]; whites stay white."""
 
     degradation: Literal["color_jitter", "camera", "mixture"] = "color_jitter"
-    """How inputs are mis-exposed: by the jitter above, by a camera's exposure and development, or half and half."""
+    """How inputs are mis-exposed: by the jitter above, by a camera's exposure and development, or by a mixture of both
+    and of scenes in linear light."""
+
+    jitter_share: float = _between(0, 1, default=0.5)
+    """Mixture: share of the photos that are jittered; the rest goes through the camera."""
+
+    hdri_dir: str = ""
+    """Mixture: folder of scenes in linear light, panoramas (.hdr, or .png of log light) or HDR photographs: views of
+    them are photographed, and developed well as targets. Every eighth validates. "", or no such folder: without."""
+
+    scene_share: float = _between(0, 1, default=0.0)
+    """Mixture: share of the training views that are views of scenes, in place of the photo's."""
 
     camera_ev_min: float = _between(-10, 0, default=-5.0)
     """Camera: darkest exposure shift in EV, in linear light."""
@@ -152,9 +163,22 @@ class Config:
     """Camera: smallest exposure shift in EV, either way, before local maps: a gap between mis-exposed photos and good
     ones. A side that does not reach so far is not drawn."""
 
+    camera_mild_share: float = _between(0, 1, default=0.0)
+    """Camera: share of the shifts that are mild instead: normal around 0."""
+
+    camera_mild_ev: float = _between(0, 5, default=0.6)
+    """Camera: standard deviation of mild shifts in EV."""
+
     camera_metered: bool = False
-    """Camera: whether shifts count from the exposure that brings a view's mean light to middle grey instead of from its
-    own, so that how bright an input is says little about its target."""
+    """Camera: whether shifts of more than 0.75 EV count from the exposure that brings a view's mean light to middle
+    grey, wholly so from 2.5 EV on, instead of from its own: how bright an input is then says little of its target."""
+
+    camera_stretch: float = _between(0, 4, default=0.0)
+    """Camera: most by which differences in light between a photo's parts are enlarged, along edges, as in backlit
+    scenes; 1 doubles them, in stops."""
+
+    camera_stretch_share: float = _between(0, 1, default=0.3)
+    """Camera: share of the photos whose light is stretched."""
 
     camera_local_ev: float = _between(0, 5, default=1.2)
     """Camera: largest standard deviation in EV of the knots of a smooth local exposure map."""
@@ -193,14 +217,21 @@ class Config:
     """Share of the training views that are not mis-exposed, so that good photos stay as they are."""
 
     normalise_targets: float = _between(0, 1, default=0.0)
-    """How far the targets of synthesised inputs are re-exposed towards a mean luma of 0.44 in training, as the input
-    seldom tells how bright its photo was; 1: wholly. Validation keeps the photos."""
+    """How far the targets of synthesised inputs are re-exposed in training, towards a mean luma of 0.44 of what is
+    neither white nor black, where the error is so strong (2.5 EV) that the input no longer tells how bright its photo
+    was; less for weaker ones, not at all below 0.75 EV. 1: wholly. Validation keeps the photos."""
 
     clipped_weight: float = _between(0, 1, default=1.0)
     """Weight in the L1 losses of pixels whose light was lost: black or white in the input, and not in the target."""
 
+    corrected_weight: float = _between(0, 1000, default=1.0)
+    """Weight of the mean absolute difference between the corrected photo, behind its curves, and the target."""
+
     ema_decay: float = _between(0, 0.99999, default=0.0)
     """Decay per step of the moving average of the weights, which is what is validated and exported; 0: none."""
+
+    views_per_photo: int = _between(1, 1000, default=1)
+    """Random views of each photo in an epoch."""
 
     crop_min_area: float = _between(0.01, 1, default=0.25)
     """Smallest share of the photo's largest fitting view that a random training view may cover."""
@@ -212,16 +243,13 @@ class Config:
     """A random view whose mean is below this is black, and above 1 minus this white: it is drawn again."""
 
     reconstruction_weight: float = _between(0, 1000, default=1.0)
-    """Weight of the mean absolute difference between output and photo (L1; the paper's L_rec)."""
+    """Weight of the mean absolute difference between the network's own output and the target (the paper's L_rec)."""
 
     pyramid_weight: float = _between(0, 1000, default=1.0)
     """Weight of the same on the coarser levels (the paper's L_pyr)."""
 
     ssim_weight: float = _between(0, 1000, default=0.0)
-    """Weight of 1 - SSIM between output and photo; 0: left out."""
-
-    colour_weight: float = _between(0, 1000, default=0.0)
-    """Weight of 1 - cos of the angle between the colours of output and photo; 0: left out."""
+    """Weight of 1 - SSIM between the corrected photo and the target; 0: left out."""
 
     adversarial_weight: float = _between(0, 1000, default=0.01)
     """Weight of the adversarial loss beside the L1 losses, all of them means."""
@@ -233,7 +261,11 @@ class Config:
     """Parts in which a process works on its share of a batch, to save memory; the discriminator normalises each."""
 
     working_size: int = _between(16, 8192, default=512)
-    """Longest side in pixels at which predict.py runs the network; stored in the weights file."""
+    """Longest side in pixels of the small copy that the network sees of a photo or view; stored in the weights file."""
+
+    working_size_spread: float = _between(0, 3, default=0.0)
+    """s: in training the small copy's longest side is drawn for every step from working_size / (1 + s) to working_size
+    (1 + s), so that the network works at all of them; 0: always working_size."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the networks; "auto" takes bfloat16 where the hardware is fast with it."""
@@ -276,6 +308,10 @@ class Config:
                 'write "0" or "0,1", or "" for none'
             )
 
+        if self.hdri_dir and self.degradation != "mixture":
+            raise ConfigError(f'hdri_dir = "{self.hdri_dir}" needs degradation = "mixture", of which scenes are a part')
+        if self.scene_share and not self.hdri_dir:
+            raise ConfigError(f"scene_share = {self.scene_share} needs scenes: give hdri_dir, or a share of 0")
         if self.camera_ev_least > max(-self.camera_ev_min, self.camera_ev_max):
             raise ConfigError(
                 f"camera_ev_least = {self.camera_ev_least} is larger than every shift from camera_ev_min = "
@@ -330,6 +366,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         name, value = _parse_override(override)
         values[name] = value
     return config_from_dict(values, source=str(path))
+
+
+def config_of_checkpoint(values: dict[str, Any], source: str) -> Config:
+    """Return the configuration in a checkpoint, which may be of an earlier version: keys that have gone are left out.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return config_from_dict({name: value for name, value in values.items() if name not in REMOVED}, source)
 
 
 def config_from_dict(values: dict[str, Any], source: str) -> Config:
@@ -394,7 +439,14 @@ def _parse_override(override: str) -> tuple[str, Any]:
     return name, text if is_text and not isinstance(value, str) else value
 
 
+REMOVED = {"colour_weight": "its effect could not be told from none"}
+"""Keys of earlier versions, and why they went."""
+
+
 def _refuse_unknown(values: dict[str, Any]) -> None:
+    for name in values:
+        if name in REMOVED:
+            raise ConfigError(f"{name} was removed, as {REMOVED[name]}: delete the key")
     known = [f.name for f in dataclasses.fields(Config)]
     for name in values:
         if name not in known:

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.losses import colour_loss, pixel_weights
+from models import Correction
+from models.corrector import shrink
+from models.losses import pixel_weights, reconstruction_loss
 
 from ..config import ConfigError
 from ..evaluation.metrics import ssim
@@ -15,22 +17,34 @@ from .processes import Processes
 from .state import TrainingState
 
 
-def weighted_losses(state: TrainingState, inputs: Tensor, outputs: list[Tensor], targets: Tensor) -> dict[str, Tensor]:
-    """Return the losses of the network, 1 - SSIM and the colour's, each times its weight; without those of 0."""
+def weighted_losses(state: TrainingState, inputs: Tensor, done: Correction, targets: Tensor) -> dict[str, Tensor]:
+    """Return the losses of the corrected photo and of the network's own output, each times its weight, but none of 0.
+
+    Args:
+        state: what is trained.
+        inputs: `(B, 3, H, W)`, the mis-exposed photos.
+        done: their correction. The network's own losses are at the size of its small copy.
+        targets: `(B, 3, H, W)`.
+
+    Raises:
+        ConfigError: all weights are 0.
+    """
     config = state.config
     network: Any = state.generator
     weights = {"reconstruction": config.reconstruction_weight, "pyramid": config.pyramid_weight}
     weight = pixel_weights(inputs, targets, config.clipped_weight) if config.clipped_weight < 1 else None
-    terms = network.losses(inputs, outputs, targets, weight)
+    longest = max(done.small.shape[-2:])
+    small_weight = None if weight is None else shrink(weight, longest)
+    terms = network.losses(done.small, done.outputs, shrink(targets, longest), small_weight)
     terms = {name: weights.get(name, 1.0) * term for name, term in terms.items() if weights.get(name, 1.0)}
+    if config.corrected_weight and network.needs_targets:
+        terms["corrected"] = config.corrected_weight * reconstruction_loss(done.photo, targets, weight)
     if config.ssim_weight:
-        terms["ssim"] = config.ssim_weight * (1 - ssim(outputs[0], targets).mean())
-    if config.colour_weight:
-        terms["colour_cosine"] = config.colour_weight * colour_loss(outputs[0], targets)
+        terms["ssim"] = config.ssim_weight * (1 - ssim(done.photo, targets).mean())
     if not any(term.requires_grad for term in terms.values()):
         raise ConfigError(
-            f"no loss is left to train {config.model} on: raise reconstruction_weight, pyramid_weight, ssim_weight "
-            "or colour_weight"
+            f"no loss is left to train {config.model} on: raise corrected_weight, reconstruction_weight, "
+            "pyramid_weight or ssim_weight"
         )
     return terms
 

@@ -9,7 +9,7 @@ from torch import nn
 from models import Network, build_generator
 from models.daconv import merge_daconv
 
-from ..config import config_from_dict
+from ..config import config_of_checkpoint
 from ..weights import save_weights
 from .state import released_weights
 
@@ -30,7 +30,7 @@ def trained_network(checkpoint: dict[str, Any], source: Path) -> Network:
         RuntimeError: the checkpoint's tensors do not fit its configuration.
     """
     with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
-        network = build_generator(config_from_dict(checkpoint["config"], source=str(source)))
+        network = build_generator(config_of_checkpoint(checkpoint["config"], source=str(source)))
     network.load_state_dict(released_weights(checkpoint))
     return network
 
@@ -48,7 +48,7 @@ def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = Non
         RuntimeError: the checkpoint's tensors do not fit its configuration.
         OSError: the folder is missing, read-only or full.
     """
-    config = config_from_dict(checkpoint["config"], source=str(path))
+    config = config_of_checkpoint(checkpoint["config"], source=str(path))
     if plain is None:
         network = trained_network(checkpoint, path)
         plain = merge_daconv(network) if config.conv == "daconv" else network

@@ -28,7 +28,7 @@ except ImportError:  # Windows
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors")
 _PANELS: tuple[Panel, ...] = (
-    ("Loss (training)", ("loss", "reconstruction", "pyramid", "ssim", "colour_cosine", "adversarial"), False),
+    ("Loss (training)", ("loss", "reconstruction", "pyramid", "corrected", "ssim", "adversarial"), False),
     ("PSNR in dB", ("psnr", "valid_psnr"), False),
     ("SSIM (validation)", ("valid_ssim",), False),
     ("Discriminator's loss (ln 2 = 0.69: it cannot tell)", ("discriminator",), False),

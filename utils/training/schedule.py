@@ -1,6 +1,7 @@
 """The plan of a training run: its epochs, stage by stage, and the learning rates of its steps."""
 
 import math
+import random
 from dataclasses import dataclass
 
 from ..config import Config
@@ -30,6 +31,13 @@ def plan_epochs(config: Config, photo_count: int) -> list[Epoch]:
             plan.append(Epoch(len(plan) + 1, number, is_adversarial, first_step, steps))
             first_step += steps
     return plan
+
+
+def draw_working_size(config: Config, epoch: int, step: int) -> int:
+    """Return the longest side of the small copy in a step: the same in every process, and after every resumption."""
+    most = 1 + config.working_size_spread
+    share = random.Random(f"{config.seed} {epoch} {step}").uniform(1 / most, most)
+    return max(round(config.working_size * share / 4) * 4, 16) if most > 1 else config.working_size
 
 
 def set_learning_rates(state: TrainingState, plan: list[Epoch], steps_done: int) -> None:

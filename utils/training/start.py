@@ -11,7 +11,7 @@ import torch
 from models import Network, build_discriminator, build_generator
 from models.daconv import merge_daconv, to_daconv
 
-from ..config import Config, ConfigError, config_from_dict
+from ..config import Config, ConfigError, config_of_checkpoint
 from ..device import Arithmetic
 from ..weights import is_whole, load_weights
 from .checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint
@@ -45,7 +45,7 @@ def warm_start(config: Config) -> Network:
         raise ConfigError(f'init_weights = "{path}": there is no such file')
     if path.suffix == ".pt":
         checkpoint = load_checkpoint(path, TrainingState.ENTRIES)
-        source: Any = config_from_dict(checkpoint["config"], source=str(path))
+        source: Any = config_of_checkpoint(checkpoint["config"], source=str(path))
         require_same_network(config, source, path)
         network = trained_network(checkpoint, path)
         if source.conv == config.conv:
@@ -85,7 +85,7 @@ def read_checkpoint(
         return None
     for damage in damages:
         print(f"WARNING {damage}; going on from {path}", file=sys.stderr)
-    new, old = config.to_dict(), config_from_dict(saved["config"], source=str(path)).to_dict()
+    new, old = config.to_dict(), config_of_checkpoint(saved["config"], source=str(path)).to_dict()
     changed = {name for name in new if new[name] != old[name]}
     for name in sorted(changed):
         print(f"changed since the checkpoint: {name} = {old[name]} -> {new[name]}", file=sys.stderr)
@@ -95,13 +95,14 @@ def read_checkpoint(
                 "give model_save_dir another folder, or move this one away"
             )
     is_over = saved["epoch"] > len(plan)
-    of_training = {"batch_size", "stages", "seed", "train_data_dir", "train_pairs"}
+    of_training = {"batch_size", "stages", "seed", "train_data_dir", "train_pairs", "scene_share", "views_per_photo"}
     has_new_order = of_training & changed or saved["photos"][0] != photos[0]
     if saved["step"] and (is_over or saved["step"] > plan[saved["epoch"] - 1].steps or has_new_order):
         print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
         saved["step"], saved["totals"] = 0, {}
     of_validation = {name for name in new if name.startswith(("color_jitter_", "camera_", "degradation"))}
-    of_validation |= {"ema_decay", "image_size", "valid_data_dir", "valid_pairs"}
+    of_validation |= {"ema_decay", "hdri_dir", "image_size", "jitter_share", "working_size"}
+    of_validation |= {"valid_data_dir", "valid_pairs"}
     if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         saved["best_psnr"] = -math.inf

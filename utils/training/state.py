@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from models import Corrector
+
 from ..config import Config
 
 
@@ -63,9 +65,15 @@ class TrainingState:
             self.average.load_state_dict(state["average"])
 
     @property
-    def released(self) -> nn.Module:
-        """The network that is validated and exported: the average, if there is one."""
-        return self.generator if self.average is None else self.average.module
+    def corrector(self) -> Corrector:
+        """The correction that is trained."""
+        return Corrector(self.generator, self.config.working_size)
+
+    @property
+    def released(self) -> Corrector:
+        """The correction that is validated and exported: with the average, if there is one."""
+        network = self.generator if self.average is None else self.average.module
+        return Corrector(network, self.config.working_size)
 
     def update_average(self) -> None:
         """Move the average towards the weights of the step just taken, without waiting for the device."""
