@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     input: Path
     target: Path
     group: str
-    """What the set's tables tell apart: "under", "over" or "proper"; "" where they tell nothing apart."""
+    """What the set's tables tell apart: "under", "over" or "proper", or the set; "" where they tell nothing apart."""
     target_group: str = ""
     """Whose target it is: "expert_c" of MSEC's five, else ""."""
     size: tuple[int, int] = (0, 0)
@@ -79,6 +79,17 @@ def find_pairs(dataset: str, root: Path, split: str) -> Pairs:
     pairs, unusable = _usable(pairs)
     problems = sorted({*problems, *unusable})
     return Pairs(sorted(pairs, key=lambda pair: (str(pair.input), pair.target_group)), problems)
+
+
+def photos_alone(root: Path) -> Pairs:
+    """Return every photo below a folder as its own target, for what can be asked of a correction without one.
+
+    Raises:
+        LayoutError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise LayoutError(f"{root}: there is no such folder")
+    return _usable([Pair(path, path, "") for path in sorted(_photos(root))])
 
 
 def _held_out(pairs: list[Pair]) -> set[Path]:
@@ -182,6 +193,15 @@ def _plain_folder(root: Path, split: str) -> Pairs:
     return _two_folders(root / split if (root / split).is_dir() else root, "input", "gt", group="")
 
 
+def _sets(root: Path, split: str) -> Pairs:
+    """Return the pairs of SET/input and SET/gt of every such folder, each set a group, whatever the split."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and (_find(path, "input") or _find(path, "gt")))
+    if not folders:
+        raise LayoutError(f"{root}: has no folders of pairs, SET/input and SET/gt")
+    found = [_two_folders(folder, "input", "gt", group=folder.name) for folder in folders]
+    return Pairs([pair for part in found for pair in part.pairs], [one for part in found for one in part.problems])
+
+
 DATASETS: dict[str, Callable[[Path, str], Pairs]] = {
     "msec": _msec,
     "sice": _sice,
@@ -189,6 +209,7 @@ DATASETS: dict[str, Callable[[Path, str], Pairs]] = {
     "lol_v2_real": _lol_v2("Real_captured"),
     "lol_v2_synthetic": _lol_v2("Synthetic"),
     "folder": _plain_folder,
+    "sets": _sets,
 }
 """The readers, by the names that the command line and conf.json give them."""
 

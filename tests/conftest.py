@@ -71,3 +71,14 @@ def small_config_path(small_config: dict, tmp_path: Path) -> Path:
     path = tmp_path / "conf.json"
     path.write_text(json.dumps(small_config))
     return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A folder of five pairs, inputs darker than targets by less and less."""
+    for index in range(5):
+        image = picture(90, 60 + index, seed=index)
+        for name, level in (("input", 0.4 + 0.1 * index), ("gt", 1.0)):
+            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
+            image.point(lambda value, level=level: int(value * level)).save(tmp_path / "pairs" / name / f"{index}.png")
+    return tmp_path / "pairs"

@@ -19,18 +19,8 @@ import evaluate
 from utils.colour import from_lab, luma, to_lab
 from utils.evaluation import scoring
 from utils.evaluation.baselines import BASELINES, clahe
-from utils.evaluation.metrics import ciede2000, psnr, ssim, studio_luma, with_mean_of
+from utils.evaluation.metrics import ciede2000, psnr, quantise, ssim, studio_luma, with_mean_of, with_power_to_mean_of
 from utils.weights import save_weights
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    for index in range(5):
-        image = picture(90, 60 + index, seed=index)
-        for name, level in (("input", 0.4 + 0.1 * index), ("gt", 1.0)):
-            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
-            image.point(lambda value, level=level: int(value * level)).save(tmp_path / "pairs" / name / f"{index}.png")
-    return tmp_path / "pairs"
 
 
 def run(*words):
@@ -111,6 +101,32 @@ def test_gt_mean_makes_a_scaled_photo_right():
     assert psnr(with_mean_of(target * 0.5, target), target).min() > 45 > psnr(target * 0.5, target).max()
 
 
+@pytest.mark.parametrize("power", [0.3, 1, 2.7])
+def test_matched_is_after_the_power_that_gives_the_targets_mean(power):
+    image = (images()[0] * 255).round() / 255
+    target = quantise(image**power)
+    matched = with_power_to_mean_of(image, target)
+    assert psnr(matched, target).min() > 55  # the power was found
+    assert torch.equal(matched, quantise(matched))
+    other = images()[1]
+    means = [x.mean(dim=(1, 2, 3)) for x in (with_power_to_mean_of(image, other), other)]
+    assert torch.allclose(*means, atol=5e-4)
+
+
+def test_what_no_power_changes_stays():
+    flat = torch.stack([torch.zeros(3, 12, 12), torch.ones(3, 12, 12)])
+    assert torch.equal(with_power_to_mean_of(flat, torch.full_like(flat, 0.5)), flat)
+
+
+def test_auto_level_gamma_is_imagemagicks():
+    """The values are those of `convert s.png -auto-level -auto-gamma -depth 16 rgb:-`, ImageMagick 6.9.11-60."""
+    photo = [[12, 40, 90], [200, 180, 31], [25, 25, 25], [60, 55, 200], [140, 7, 9], [33, 120, 66]]
+    theirs = [6143, 20865, 37931, 65535, 61050, 16974, 14088, 14088, 14088]
+    theirs += [28364, 26600, 65535, 51486, 0, 3392, 17879, 46326, 30405]
+    ours = BASELINES["auto_level_gamma"](np.array([photo], np.uint8)).ravel()
+    assert np.abs(ours - np.array(theirs) / 257).max() <= 0.505
+
+
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (37, 53), (64, 64)])
 def test_baselines_take_any_photo(name, size):
@@ -144,11 +160,13 @@ def test_the_table_is_the_mean_of_the_rows_and_the_rows_of_the_images(pairs, tmp
     facts = json.loads((out / "results.json").read_text())
     for line in facts["means"]:
         own = [row for row in found if row["method"] == line["method"]]
-        for name in ("psnr", "ssim", "ciede2000", "psnr_y", "psnr_gt_mean"):
+        for name in ("psnr", "ssim", "ciede2000", "psnr_y", "psnr_gt_mean", "psnr_matched"):
             assert line[name] == pytest.approx(np.mean([float(row[name]) for row in own]))
         error = np.mean([float(row["mse"]) for row in own])
         assert line["psnr_pooled"] == pytest.approx(-10 * math.log10(error))
-        assert f"| {line['method']} | all | all | 5 | {line['psnr']:.2f} | {line['ssim']:.3f} |" in table
+        (low, high), (least, most) = (line["intervals"][name] for name in ("psnr", "ssim"))
+        cells = f"{line['psnr']:.2f} ({low:.2f} to {high:.2f}) | {line['ssim']:.3f} ({least:.3f} to {most:.3f})"
+        assert f"| {line['method']} | all | all | 5 | {cells} |" in table
     for row in found:
         result = Image.open(out / "images" / row["method"] / row["input"])
         both = [
@@ -216,7 +234,10 @@ def test_predictions_of_others_are_found_by_name(pairs, tmp_path, capsys):
     Image.open(theirs / "deep" / "0.png").save(theirs / "deep" / "0.webp", lossless=True)
     (theirs / "deep" / "0.png").unlink()
     assert run("folder", pairs, "--predictions", theirs) == 0
-    assert "| theirs | all | all | 5 | 100.00 | 1.000 | 0.000 |" in capsys.readouterr().out
+    assert (
+        "| theirs | all | all | 5 | 100.00 (100.00 to 100.00) | 1.000 (1.000 to 1.000) | 0.00 ("
+        in capsys.readouterr().out
+    )
     Image.open(pairs / "gt" / "1.png").resize((45, 30)).save(theirs / "deep" / "1.png")
     assert run("folder", pairs, "--predictions", theirs) == 1
     assert "differ in size, 45x30 and 90x61 px: resizing" in capsys.readouterr().err
@@ -238,12 +259,12 @@ def test_predictions_where_names_repeat_need_the_folder(tmp_path, capsys):
     assert run("sice", tmp_path / "set", "--predictions", tmp_path / "flat") == 1
     assert "in the input's folder where names repeat" in capsys.readouterr().err
     assert run("sice", tmp_path / "set", "--predictions", tmp_path / "mirrored") == 0
-    assert "| mirrored | all | all | 4 | 100.00 |" in capsys.readouterr().out
+    assert "| mirrored | all | all | 4 | 100.00 (" in capsys.readouterr().out
 
 
 def test_predictions_in_full_size_are_reduced_as_the_target_is(pairs, tmp_path, capsys):
     assert run("folder", pairs, "--predictions", pairs / "gt", "--longest", "50") == 0
-    assert "| gt | all | all | 5 | 100.00 |" in capsys.readouterr().out
+    assert "| gt | all | all | 5 | 100.00 (" in capsys.readouterr().out
     shutil.copytree(pairs / "gt", tmp_path / "other")
     image = Image.open(pairs / "gt" / "1.png")
     image.resize((180, 122)).save(tmp_path / "other" / "1.png")  # neither the target's size nor the reduced one

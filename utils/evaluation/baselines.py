@@ -31,6 +31,18 @@ def auto_levels(photo: Pixels, percent: float = 0.5) -> Pixels:
     return (table.clip(0, 1) * 255).round().astype(np.uint8)[photo]
 
 
+def auto_level_gamma(photo: Pixels) -> Pixels:
+    """Stretch all channels alike from least to greatest value, then raise to the power that brings the mean to .5.
+
+    What `convert IN -auto-level -auto-gamma OUT` of ImageMagick 6 does, but for its 16 bits between.
+    """
+    low, high = int(photo.min()), int(photo.max())
+    levels = (np.arange(256) - low).clip(0) / max(high - low, 1)
+    mean = float(levels[photo].mean())
+    table = levels.clip(0, 1) ** (np.log(0.5) / np.log(min(max(mean, 1e-3), 1 - 1e-3)))
+    return (table * 255).round().astype(np.uint8)[photo]
+
+
 def histogram_equalisation(photo: Pixels) -> Pixels:
     """Equalise the histogram of the luma (Y of YCbCr), and keep the colour differences."""
     y, cb, cr = Image.fromarray(photo).convert("YCbCr").split()
@@ -76,6 +88,7 @@ BASELINES: dict[str, Callable[[Pixels], Pixels]] = {
     "identity": identity,
     "gamma_to_mean": gamma_to_mean,
     "auto_levels": auto_levels,
+    "auto_level_gamma": auto_level_gamma,
     "histogram_equalisation": histogram_equalisation,
     "clahe": clahe,
 }

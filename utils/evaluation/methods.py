@@ -1,7 +1,9 @@
 """What is compared: a method makes a corrected photo of a photo, or looks it up in a folder of another tool's."""
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from tqdm import tqdm
 
 from ..files import sha256, state_of
 from ..photos.predictor import Predictor
@@ -147,3 +150,19 @@ def reduced(image: Image.Image, longest: int | None) -> Pixels:
     if longest is not None:
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=None)
     return np.array(image)
+
+
+def undecodable(paths: Iterable[Path], workers: int | None) -> dict[Path, str]:
+    """Return the photos that cannot be decoded to the end, and why; by so many threads, or one for each core."""
+
+    def reason(path: Path) -> str | None:
+        try:
+            read_photo(path)
+        except PhotoError as error:
+            return str(error)
+        return None
+
+    ordered = sorted(paths)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        reasons = list(tqdm(pool.map(reason, ordered), total=len(ordered), unit="photo", disable=None))
+    return {path: found for path, found in zip(ordered, reasons, strict=True) if found is not None}

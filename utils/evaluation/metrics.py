@@ -1,5 +1,6 @@
 """Image quality, per image, on RGB with values in [0, 1]."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from .errors import UsageError
 
 _STRIP = 2**20
 """Pixels that are compared at once."""
+_LARGEST = 7.0
+"""Logarithm of the largest power that is tried, and of the inverse of the smallest."""
 
 
 def quantise(images: Tensor) -> Tensor:
@@ -116,6 +119,27 @@ def with_mean_of(images: Tensor, targets: Tensor) -> Tensor:
     return quantise(images * scale[:, None, None, None])
 
 
+def with_power_to_mean_of(images: Tensor, targets: Tensor) -> Tensor:
+    """Return images raised to the one power that gives them the mean value of the targets: one slider away from right.
+
+    It looks at the answer, as `with_mean_of`. Values are `(B, 3, H, W)` RGB of 8 bits in [0, 1]; where no power gives
+    the mean (black and white alone), the nearest does.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    results = []
+    for image, target in zip(images, targets, strict=True):
+        places = image.mul(255).round().long()
+        counts = torch.bincount(places.flatten(), minlength=256).double()
+        wanted = target.double().mean().item() * places.numel()
+        low, high = -_LARGEST, _LARGEST  # the mean falls as the power grows
+        for _ in range(50):
+            middle = (low + high) / 2
+            is_brighter = (counts * levels ** math.exp(middle)).sum().item() > wanted
+            low, high = (middle, high) if is_brighter else (low, middle)
+        results.append(quantise(levels ** math.exp((low + high) / 2))[places])
+    return torch.stack(results)
+
+
 def _blur(images: Tensor) -> Tensor:
     channels = images.shape[1]
     position = torch.arange(-5, 6, device=images.device, dtype=images.dtype)
@@ -132,6 +156,7 @@ class Metric(NamedTuple):
     meaning: str
     measure: Callable[[Tensor, Tensor], Tensor]
     """Of images and targets `(B, 3, H, W)`, RGB of 8 bits in [0, 1]: `(B,)`."""
+    lower_is_better: bool = False
 
 
 METRICS = {
@@ -139,7 +164,9 @@ METRICS = {
     "ssim": Metric(
         "structural similarity (Wang et al. 2004; Gaussian 11, sigma 1.5, valid windows), mean of R, G, B", ssim
     ),
-    "ciede2000": Metric("mean CIEDE2000 colour difference of the pixels, sRGB under D65; lower is better", ciede2000),
+    "ciede2000": Metric(
+        "mean CIEDE2000 colour difference of the pixels, sRGB under D65; lower is better", ciede2000, True
+    ),
 }
 """What is always measured, on each image; tables hold means over images."""
 
@@ -157,8 +184,16 @@ VARIANTS = {
         "SSIM after scaling to the target's mean: it looks at the answer",
         lambda x, y: ssim(with_mean_of(x, y), y),
     ),
+    "psnr_matched": Metric(
+        "PSNR after the one power that gives the target's mean, one slider away from right: it looks at the answer",
+        lambda x, y: psnr(with_power_to_mean_of(x, y), y),
+    ),
+    "ssim_matched": Metric(
+        "SSIM after the one power that gives the target's mean: it looks at the answer",
+        lambda x, y: ssim(with_power_to_mean_of(x, y), y),
+    ),
 }
-"""What papers also print, under the same names as the above."""
+"""What papers also print, under the same names as the above, and what is left once brightness is out of the game."""
 
 POOLED = "PSNR of the mean squared error of all images together (psnr_pooled, with --variants)"
 
@@ -182,4 +217,8 @@ def lpips_metric() -> dict[str, Metric]:
     def measure(images: Tensor, targets: Tensor) -> Tensor:
         return network(images * 2 - 1, targets * 2 - 1).flatten()
 
-    return {"lpips": Metric("LPIPS with AlexNet (Zhang et al. 2018), version 0.1; lower is better", measure)}
+    return {
+        "lpips": Metric(
+            "LPIPS with AlexNet (Zhang et al. 2018), version 0.1; lower is better", measure, lower_is_better=True
+        )
+    }

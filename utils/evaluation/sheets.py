@@ -20,7 +20,10 @@ def write_sheet(
     side: int = 360,
     each: int = 2,
 ) -> None:
-    """Write a contact sheet of a method's best, median and worst images by PSNR: input, result, target."""
+    """Write a contact sheet of a method's best, median and worst images by PSNR: input, result, target.
+
+    Where the target is the input itself, it is left out.
+    """
     own = sorted((row for row in rows if row["method"] == contestant.name), key=lambda row: -row["psnr"])
     middle = max((len(own) - each) // 2, 0)
     chosen = [*own[:each], *own[middle : middle + each], *own[-each:]]
@@ -31,11 +34,13 @@ def write_sheet(
     draw = ImageDraw.Draw(image)
     for number, row in enumerate(chosen):
         pair = by_key[row["input"], row["target"], row["method"]]
-        photo, target = read(pair.input, measurement.longest), read(pair.target, measurement.longest)
+        photo = read(pair.input, measurement.longest)
+        target = [read(pair.target, measurement.longest)] if pair.target != pair.input else []
         top = 8 + number * (side + 30)
-        label = f"{row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}   {row['input']}"
+        structure = f", SSIM {row['ssim']:.3f}" if "ssim" in row else ""
+        label = f"{row['psnr']:.2f} dB{structure}   {row['input']}"
         draw.text((8, top), label.encode("latin-1", "replace").decode("latin-1"), font=font, fill="black")
-        for column, pixels in enumerate((photo, contestant.correct(pair, photo), target)):
+        for column, pixels in enumerate((photo, contestant.correct(pair, photo), *target)):
             small = Image.fromarray(pixels)
             small.thumbnail((side, side))
             image.paste(small, (8 + column * (side + 8), top + 22))
