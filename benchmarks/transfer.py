@@ -1,6 +1,6 @@
 """Compare ways to carry a correction from the network's small picture to the photo.
 
-On folders of pairs as benchmarks/pairs.py takes them, at a longest side of 512 px or in their own size; or on large
+On pairs, as `python evaluate.py sets` takes them, at a longest side of 512 px or in their own size; or on large
 photos that are mis-exposed here, by -2 and +1.5 EV in linear light, and are their own targets.
 
 examples:
