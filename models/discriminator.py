@@ -1,5 +1,7 @@
 """The discriminator of MSEC (supplementary material): tells normally exposed photos from corrected ones."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from .batch_norm import BatchNorm2d
@@ -13,15 +15,17 @@ class Discriminator(nn.Module):
 
     256x256 gives one logit, as in the paper; a larger photo gives one logit per patch (fully convolutional).
 
+    Args:
+        channels: of the seven convolutions that halve the size.
+
     Raises:
         ValueError: in `forward`, if a side is shorter than 256 px.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Sequence[int] = (8, 16, 32, 64, 128, 128, 256)) -> None:
         super().__init__()
-        channels = [3, 8, 16, 32, 64, 128, 128, 256]
         layers: list[nn.Module] = []
-        for block, (before, after) in enumerate(zip(channels, channels[1:], strict=False), start=1):
+        for block, (before, after) in enumerate(zip((3, *channels), channels, strict=False), start=1):
             layers.append(nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1))
             if block == 2:  # the only normalised block in the paper
                 layers.append(BatchNorm2d(after))

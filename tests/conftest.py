@@ -1,16 +1,22 @@
 import dataclasses
+import functools
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked, start_server
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+from models import Discriminator  # noqa: E402
 from utils.config import Config  # noqa: E402
 
 
@@ -29,6 +35,41 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run scripts on the CPU, in this process and in those it starts: bit-exactness is claimed there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("utils.device.choose_device", lambda: torch.device("cpu"))
+
+
+THIN = (2,) * 7
+"""Channels of a discriminator that costs nothing."""
+
+
+@pytest.fixture
+def thin_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train with a small discriminator, where what is written and said is tested, and not what is learnt."""
+    monkeypatch.setattr("models.Discriminator", functools.partial(Discriminator, channels=THIN))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    with start_server() as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def fork(server: Any, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """Start train.py or predict.py: `fork("train", "--config", path)`; training has a thin discriminator."""
+    started: list[Forked] = []
+
+    def start(script: str, *words: object, folder: Path = REPOSITORY, before: str = "") -> Forked:
+        thin = f"models.Discriminator = lambda: models.discriminator.Discriminator({THIN})\n"
+        log = tmp_path / f"process{len(started)}"
+        started.append(Forked(server, log, script, list(map(str, words)), folder, thin + before))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
 
 
 @pytest.fixture

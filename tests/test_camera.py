@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, picture
 from PIL import Image
-from test_train import run, same, signal_in_step, without_speed
+from test_train import THIN, run, same, signal_in_step, without_speed
 
 import train
 from data import CameraRange, camera, draw_camera
@@ -99,6 +99,7 @@ def test_photos_that_are_mostly_black_or_white_are_not_driven_to_two_levels(valu
     assert (result[..., : round(share * 60), :] - value).abs().max() < 1e-5
 
 
+@THIN
 def test_targets_are_normalised_in_training_where_the_input_is_synthesised(small_config_path, monkeypatch):
     config = load_config(small_config_path, ["degradation=camera", "identity_share=0.5", "batch_size=10"])
     dataset, arithmetic = open_folder(config, config.train_data_dir, training=True), train.Arithmetic("float32")
@@ -234,6 +235,7 @@ def test_a_batch_holds_the_shares_that_were_asked_for(small_config_path):
     assert torch.equal(inputs, again)
 
 
+@THIN
 def test_a_run_of_the_repositorys_recipe_resumes_to_the_same_end(small_config_path, photos, monkeypatch):
     shown = json.loads((REPOSITORY / "conf.json").read_text())
     recipe = [f"{key}={value}" for key, value in shown.items() if key.startswith("camera_ev")]

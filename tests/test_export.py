@@ -26,6 +26,9 @@ def run(path, *overrides):
     return train.main(["--config", str(path), *(word for override in overrides for word in ("--set", override))])
 
 
+pytestmark = pytest.mark.usefixtures("thin_discriminator")
+
+
 class Fourth(Network):
     """What CONTRIBUTING.md asks of a new network, and nothing else."""
 
@@ -47,7 +50,17 @@ class Fourth(Network):
 @pytest.mark.parametrize("model", [*NETWORKS, "fourth"])
 def test_train_export_and_predict_with_every_network(model, small_config_path, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.NETWORKS, "fourth", Fourth)
-    assert run(small_config_path, f"model={model}", "conv=daconv", "begin_use_adv_loss_epoch=9", "epochs=2") == 0
+    assert (
+        run(
+            small_config_path,
+            f"model={model}",
+            "conv=daconv",
+            "begin_use_adv_loss_epoch=9",
+            "epochs=2",
+            "image_size=[16,24]",
+        )
+        == 0
+    )
     merged = tmp_path / "new" / "merged.safetensors"
     assert export.main([str(photos / "run" / "best.pt"), "-o", str(merged)]) == 0
     line = capsys.readouterr().out.splitlines()[-1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, picture
 from PIL import Image
-from test_train import run
+from test_train import THIN, run
 
 import train
 from data import Batch, LayoutError, PhotoDataset, find_pairs
@@ -268,10 +268,11 @@ def test_real_inputs_are_used_and_the_others_are_synthesised(small_config_path, 
 
 
 @pytest.mark.parametrize("with_photos", [True, False])
+@THIN
 def test_training_on_pairs_learns_what_the_pairs_do(small_config_path, photos, with_photos, capsys):
     root = lol_v1(photos / "lol")
-    options = [f'train_pairs=["lol_v1:{root}"]', f'valid_pairs=["lol_v1:{root}"]', "image_size=[24,32]", "init_lr=0.01"]
-    options += ["begin_use_adv_loss_epoch=99", "epochs=12", "conv=daconv"]
+    options = [f'train_pairs=["lol_v1:{root}"]', f'valid_pairs=["lol_v1:{root}"]', "image_size=[24,32]", "init_lr=0.02"]
+    options += ["begin_use_adv_loss_epoch=99", "epochs=6", "conv=daconv"]
     options += [] if with_photos else ["train_data_dir=", "valid_data_dir="]
     assert run(small_config_path, *options) == 0
     assert f"{31 if with_photos else 21} photos in views" in capsys.readouterr().err
@@ -279,6 +280,7 @@ def test_training_on_pairs_learns_what_the_pairs_do(small_config_path, photos, w
     assert history[-1]["psnr"] > history[0]["psnr"] + 2
 
 
+@THIN
 def test_bad_pairs_are_refused_or_skipped(small_config_path, photos, capsys):
     root = lol_v1(photos / "lol")
     (root / "our485" / "high" / "3.png").unlink()

@@ -18,12 +18,15 @@ from utils.training.checkpoint import load_checkpoint
 from utils.training.stop import StopRequest
 
 EXACT = ("precision=float32", "batch_size=5", "discriminator_init_lr=0.001", "ema_decay=0.5", "init_lr=0.002")
-SPAWN = """
-import sys, train
-from utils.training import processes
-processes.visible_gpus = lambda: 2
-sys.exit(train.main(sys.argv[1:]))
+TWO_GPUS = "from utils.training import processes; processes.visible_gpus = lambda: 2\n"
+FORKED = (
+    TWO_GPUS
+    + """
+spawn = processes.spawn
+processes.spawn = lambda *arguments, **options: spawn(*arguments, **{**options, "start_method": "fork"})
 """
+)
+"""The processes need not import torch. That they can be spawned, one test says for all."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +43,6 @@ def torchrun(config_path, *overrides):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(REPOSITORY / "train.py"), *words(config_path, *overrides)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def spawn(config_path, *overrides):
-    """Start train.py on a machine that has two "GPUs"."""
-    command = [sys.executable, "-c", SPAWN, *words(config_path, *overrides)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
 
 
 def wait_for_checkpoint(process, photos):
@@ -78,8 +75,9 @@ def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_c
     """The adversarial phase with its batch normalisation included; batches of 5 photos do not share out evenly."""
     corrupt = photos / "train" / "train5.jpg"
     corrupt.write_bytes(corrupt.read_bytes()[:900])
-    assert run(small_config_path, *EXACT, f"model_save_dir={photos / 'one'}") == 0
-    result = torchrun(small_config_path, *EXACT, f"model_save_dir={photos / 'two'}")
+    options = (*EXACT, "discriminator_init_lr=1e-06")  # Adam makes a whole step of a rounding error
+    assert run(small_config_path, *options, f"model_save_dir={photos / 'one'}") == 0
+    result = torchrun(small_config_path, *options, f"model_save_dir={photos / 'two'}")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 3, ") == result.stdout.count("done: ") == 1  # one process prints and writes
     assert result.stderr.count(f"ERROR {corrupt}") == 1
@@ -95,17 +93,17 @@ def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_c
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads the processes from /proc")
-def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small_config_path, photos):
+def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small_config_path, photos, fork):
     options = (*EXACT, "epochs=12", "checkpoint_every_steps=1", "begin_use_adv_loss_epoch=13")
-    process = spawn(small_config_path, *options)
+    process = fork("train", *words(small_config_path, *options), before=FORKED)
     wait_for_checkpoint(process, photos)
-    ranks = [pid for pid in children_of(process) if "spawn_main" in open(f"/proc/{pid}/cmdline").read()]
+    ranks = children_of(process)
     assert len(ranks) == 2, process.communicate()
     os.kill(ranks[1], signal.SIGKILL)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "the same command resumes" in errors, (output, errors)
     assert load_checkpoint(photos / "run" / "last.pt")["epoch"] <= 12, "it was over before it could be killed"
-    process = spawn(small_config_path, *options)
+    process = fork("train", *words(small_config_path, *options), before=FORKED)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "resuming in epoch" in errors and "2 processes" in errors, errors
     assert run(small_config_path, *options, f"model_save_dir={photos / 'alone'}") == 0
@@ -114,8 +112,9 @@ def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small
         assert curves[0] == pytest.approx(curves[1], rel=1e-3), name
 
 
-def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path, photos):
-    process = spawn(small_config_path, *EXACT, "epochs=100", "begin_use_adv_loss_epoch=101")
+def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path, photos, fork):
+    options = (*EXACT, "epochs=100", "begin_use_adv_loss_epoch=101")
+    process = fork("train", *words(small_config_path, *options), before=TWO_GPUS)
     wait_for_checkpoint(process, photos)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
@@ -136,10 +135,11 @@ def test_fewer_photos_than_processes_is_an_error(small_config_path):
         require_enough_photos(config, 8, 3)
 
 
-def test_an_error_of_one_process_is_one_line_and_one_exit_code(small_config_path, photos):
+def test_an_error_of_one_process_is_one_line_and_one_exit_code(small_config_path, photos, fork):
     """Only the first process makes the run's folder."""
     (photos / "file").write_text("")
-    process = spawn(small_config_path, *EXACT, f"model_save_dir={photos / 'file' / 'run'}")
+    options = (*EXACT, f"model_save_dir={photos / 'file' / 'run'}")
+    process = fork("train", *words(small_config_path, *options), before=FORKED)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.count("ERROR") == 1 and "Traceback" not in errors, errors
     assert str(photos / "file") in errors

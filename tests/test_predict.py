@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import struct
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -395,14 +397,14 @@ def test_a_full_disk_fails_each_photo_and_leaves_the_old_ones(tmp_path, run, mon
     assert os.listdir("out") == ["a.png"] and (tmp_path / "out" / "a.png").read_bytes() == before
 
 
-def test_two_runs_into_one_folder_leave_every_photo_whole(tmp_path, weights):
+def test_two_runs_into_one_folder_leave_every_photo_whole(tmp_path, weights, fork):
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(20):
         picture(300, 200, seed=index).save(folder / f"{index}.png")
-    command = [sys.executable, REPOSITORY / "predict.py", folder, "-o", tmp_path / "out", "-w", weights, "--overwrite"]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [(process.wait(), process.stderr.read().count(b"ERROR")) for process in processes] == [(0, 0), (0, 0)]
+    words = [folder, "-o", tmp_path / "out", "-w", weights, "--overwrite"]
+    processes = [fork("predict", *words) for _ in range(2)]
+    assert [(process.wait(), process.communicate()[1].count("ERROR")) for process in processes] == [(0, 0), (0, 0)]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(folder))
     for name in os.listdir(folder):
         assert np.array_equal(pixels(tmp_path / "out" / name), pixels(folder / name))
@@ -467,29 +469,18 @@ def test_variables_of_other_launchers_are_not_taken_for_torchrun(tmp_path, run, 
     assert run(tmp_path / "a.png") == 0 and os.listdir("out") == ["a.png"]
 
 
-KILLER = """
-import os, random, signal, sys, time
-import predict, utils.photos.predictor
-random.seed(0)
-for _ in range(50):
-    child = os.fork()
-    if not child:
-        predict.main(sys.argv[1:])
-        os._exit(0)
-    time.sleep(random.uniform(0.0, 0.25))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-"""
-
-
-def test_a_run_killed_fifty_times_ends_with_every_photo_whole(tmp_path, weights, run):
+def test_a_run_killed_fifty_times_ends_with_every_photo_whole(tmp_path, weights, run, fork):
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(150):
-        picture(300, 200, seed=index).save(folder / f"{index:03}.png")
-    command = [sys.executable, "-c", KILLER, str(folder), "-q", "-o", "out", "-w", str(weights)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdin=subprocess.DEVNULL)
+        picture(150, 100, seed=index).save(folder / f"{index:03}.png")
+    chance = random.Random(0)
+    for _ in range(50):
+        process = fork("predict", folder, "-q", "-o", "out", "-w", weights, folder=tmp_path)
+        time.sleep(chance.uniform(0, 0.25))
+        with suppress(ProcessLookupError):  # it is over
+            process.send_signal(signal.SIGKILL)
+        process.wait()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[!.]*")}
     assert before, "no run got so far as to write a photo"
     assert run(folder) == 0
@@ -558,21 +549,20 @@ def test_read_only_output_fails_without_a_trace(tmp_path, run, capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption_leaves_only_whole_photos(tmp_path, weights, number, code):
+def test_interruption_leaves_only_whole_photos(tmp_path, weights, fork, number, code):
     folder = tmp_path / "in"
     folder.mkdir()
     picture(900, 600).save(tmp_path / "one.png")
-    for index in range(60):
-        shutil.copy(tmp_path / "one.png", folder / f"{index:02}.png")
-    command = [sys.executable, REPOSITORY / "predict.py", folder, "-o", tmp_path / "out", "-w", weights]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for index in range(200):
+        (folder / f"{index:03}.png").hardlink_to(tmp_path / "one.png")
+    process = fork("predict", folder, "-o", tmp_path / "out", "-w", weights)
     while not list((tmp_path / "out").glob("[!.]*")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait() == code
     written = os.listdir(tmp_path / "out")
-    assert 0 < len(written) < 60
+    assert 0 < len(written) < 200
     assert all(pixels(tmp_path / "out" / name).shape == (600, 900, 3) for name in written)
 
 

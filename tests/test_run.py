@@ -7,22 +7,23 @@ import os
 import random
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from PIL import Image
-from test_train import run, same, start, without_speed
+from test_train import run, same, without_speed
 
 import train
 from data import NoPhotosError, PhotoDataset
 from data.sources import refuse_common_photos
 from utils.training.checkpoint import CheckpointError, load_checkpoint, load_newest_checkpoint, save_checkpoint
 from utils.training.plots import draw_curves
+
+pytestmark = pytest.mark.usefixtures("thin_discriminator")
 
 
 def test_the_folder_tells_what_was_run_and_where(small_config_path, small_config, photos):
@@ -116,18 +117,17 @@ def test_photos_that_only_begin_and_end_alike_are_different(tmp_path):
         refuse_common_photos(first, first)
 
 
-def test_two_runs_in_one_folder_are_refused(small_config_path, photos, capsys):
-    process = start(small_config_path, "epochs=1000", "begin_use_adv_loss_epoch=1001")
-    try:
-        while not (photos / "run" / "last.pt").exists() and process.poll() is None:
-            time.sleep(0.02)
-        assert run(small_config_path) == 2
-        error = capsys.readouterr().err
-        assert f"{photos / 'run'}: another run (process {process.pid} on " in error and "model_save_dir" in error
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+def test_two_runs_in_one_folder_are_refused(small_config_path, photos, fork, capsys):
+    options = ("--set", "epochs=1000", "--set", "begin_use_adv_loss_epoch=1001")
+    process = fork("train", "--config", small_config_path, *options)
+    while not (photos / "run" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    assert run(small_config_path) == 2
+    error = capsys.readouterr().err
+    assert f"{photos / 'run'}: another run (process {process.pid} on " in error and "model_save_dir" in error
+    assert process.poll() is None
+    process.send_signal(9)
+    process.wait()
     assert run(small_config_path, "epochs=1") == 0  # a killed run holds nothing
 
 
@@ -177,45 +177,24 @@ def test_a_dead_loader_worker_is_a_clear_error(small_config_path, monkeypatch, c
     assert "Lower num_workers" in capsys.readouterr().err
 
 
-KILLED = f"""
-import os, sys, json
-sys.path.insert(0, {str(REPOSITORY)!r})
-import torch
-import train
-torch.set_num_threads(1)
-torch.set_num_interop_threads(1)
-for line in sys.stdin:  # each line: train in a process of its own, which the test may kill
-    pid = os.fork()
-    if pid == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
-        os._exit(train.main(json.loads(line)))
-    print(pid, flush=True)
-    _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fifty_kills_lose_at_most_the_work_since_the_last_checkpoint(small_config_path, photos):
-    options = ["epochs=30", "checkpoint_every_steps=1", "keep_checkpoints=2", "begin_use_adv_loss_epoch=28"]
-    words = ["--config", str(small_config_path), *(word for option in options for word in ("--set", option))]
-    driver = subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def begin(*more):
-        driver.stdin.write(json.dumps([*words, *more]) + "\n")
-        driver.stdin.flush()
-        return int(driver.stdout.readline())
-
+def test_fifty_kills_lose_at_most_the_work_since_the_last_checkpoint(small_config_path, photos, fork):
+    """Every other run is killed when it has just written a checkpoint, the others anywhere, in starting too."""
+    options = ["epochs=12", "batch_size=1", "checkpoint_every_steps=1", "keep_checkpoints=2"]
+    options += ["begin_use_adv_loss_epoch=12"]
+    words = ["--config", small_config_path, *(word for option in options for word in ("--set", option))]
     last = photos / "run" / "last.pt"
     chance = random.Random(0)
     reached, kills = (1, 0), 0
     for attempt in range(400):
-        pid = begin()
-        while reached == (1, 0) and not last.exists():
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0.02, 0.12) if attempt else 0)
-        os.kill(pid, 9)
-        code = int(driver.stdout.readline())
+        before = last.stat().st_mtime_ns if last.exists() else None
+        process = fork("train", *words)
+        if attempt % 2 == 0:
+            while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else None) == before:
+                time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02 if attempt % 2 == 0 else 0.12) if attempt else 0)
+        with suppress(ProcessLookupError):  # it is over
+            os.kill(process.pid, 9)
+        code = process.wait()
         state, path, damages = load_newest_checkpoint(last)
         assert not damages and path == last
         now = (state["epoch"], state["step"])
@@ -228,16 +207,12 @@ def test_fifty_kills_lose_at_most_the_work_since_the_last_checkpoint(small_confi
         if kills == 50:
             break
     assert kills == 50, f"the run was over after {kills} kills"
-    begin()
-    assert int(driver.stdout.readline()) == 0
-    begin("--set", f"model_save_dir={photos / 'whole'}")
-    assert int(driver.stdout.readline()) == 0
-    driver.stdin.close()
-    driver.wait()
+    assert fork("train", *words).wait() == 0
+    assert fork("train", *words, "--set", f"model_save_dir={photos / 'whole'}").wait() == 0
     resumed, whole = (load_checkpoint(photos / name / "last.pt") for name in ("run", "whole"))
     for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "best_psnr"):
         assert same(resumed[name], whole[name]), name
     assert without_speed(resumed["history"]) == without_speed(whole["history"])
     with open(photos / "run" / "metrics.csv") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == [str(number) for number in range(1, 31)]
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(number) for number in range(1, 13)]
     assert not list((photos / "run").rglob(".unfinished-*"))

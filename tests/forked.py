@@ -1,0 +1,106 @@
+"""Run train.py or predict.py in processes of their own that need not import torch again: they are forked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SERVER = f"""
+import gc, json, os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+import torch._dynamo, predict, train, utils.photos.predictor
+try:
+    import torch.utils.tensorboard
+except ImportError:
+    pass
+import models, models.discriminator
+torch.set_num_threads(1)
+torch.set_num_interop_threads(1)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+gc.freeze()
+for line in sys.stdin:
+    job = json.loads(line)
+    if os.fork():
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.chdir(job["folder"])
+        sys.argv = [job["script"] + ".py", *job["words"]]
+        for number, name in enumerate((os.devnull, job["output"], job["errors"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+        exec(job["before"])
+        sys.exit(sys.modules[job["script"]].main())
+    print(pid, flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with open(job["status"] + "~", "w") as file:
+        print(code, file=file)
+    os.rename(job["status"] + "~", job["status"])
+    os._exit(0)
+"""
+
+
+class Forked:
+    """A script that runs in a process of its own, which leads a session; it has the methods of a `Popen`.
+
+    Args:
+        server: a process of `SERVER`.
+        log: what the names of the files of output, errors and exit code begin with.
+        script: "train" or "predict".
+        words: of its command line.
+        folder: where it runs.
+        before: Python to run in the process before the script.
+    """
+
+    def __init__(
+        self, server: subprocess.Popen[str], log: Path, script: str, words: list[str], folder: Path, before: str
+    ) -> None:
+        self.files = [f"{log}.{name}" for name in ("output", "errors", "status")]
+        names = dict(zip(("output", "errors", "status"), self.files, strict=True))
+        job = {"script": script, "words": words, "folder": str(folder), "before": before, **names}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        self.pid = int(server.stdout.readline())
+
+    def poll(self) -> int | None:
+        try:
+            with open(self.files[2]) as file:
+                return int(file.read())
+        except FileNotFoundError:
+            return None
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def wait(self, timeout: float = 60) -> int:
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.002)
+        return code
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        self.wait(timeout)
+        return Path(self.files[0]).read_text(), Path(self.files[1]).read_text()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> None:
+        """Kill what a failed test has left running."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+
+def start_server() -> "subprocess.Popen[str]":
+    """Start the process that the others are forked from."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SERVER]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
