@@ -1,13 +1,18 @@
+import dataclasses
+
 import imagecodecs
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from data import PhotoDataset, collate, make_pairs
 from data.camera import CameraRange, draw_camera, scene_camera
 from data.dataset import SCENE_VIEWS
 from data.scenes import Direction, Scene, SceneError, crop, develop, draw_view, find_scenes, look, meter, shine
+from data.sources import open_scenes
 from utils.colour import from_linear, luma, luminance
+from utils.config import load_config
 from utils.device import Arithmetic
 
 
@@ -159,3 +164,9 @@ def test_training_views_mix_photos_and_scenes_and_validation_has_fixed_ones(phot
     assert torch.equal(last[7], validation[9, len(validation) - 1][0][7])
     none = dataset(0, share=0.0)
     assert not collate([none[key] for key in keys]).is_scene.any()
+
+
+def test_the_ready_configuration_of_scenes_is_whole():
+    config = load_config(REPOSITORY / "configs" / "scenes.json")
+    assert config.degradation == "mixture" and config.hdri_dir and config.scene_share > 0
+    assert not open_scenes(dataclasses.replace(config, hdri_dir="nowhere"))  # without the folder: without scenes
