@@ -58,7 +58,7 @@ def server() -> Iterator[Any]:
 
 @pytest.fixture
 def fork(server: Any, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
-    """Start train.py or predict.py: `fork("train", "--config", path)`; training has a thin discriminator."""
+    """Start a script: `fork("train", "--config", path)`; training has a thin discriminator."""
     started: list[Forked] = []
 
     def start(script: str, *words: object, folder: Path = REPOSITORY, before: str = "") -> Forked:

@@ -1,4 +1,4 @@
-"""Run train.py or predict.py in processes of their own that need not import torch again: they are forked."""
+"""Run scripts in processes of their own that need not import torch again: they are forked."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 SERVER = f"""
 import gc, json, os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-import torch._dynamo, predict, train, utils.photos.predictor
+import torch._dynamo, evaluate, predict, train, utils.photos.predictor
 try:
     import torch.utils.tensorboard
 except ImportError:
@@ -50,7 +50,7 @@ class Forked:
     Args:
         server: a process of `SERVER`.
         log: what the names of the files of output, errors and exit code begin with.
-        script: "train" or "predict".
+        script: "train", "predict" or "evaluate".
         words: of its command line.
         folder: where it runs.
         before: Python to run in the process before the script.

@@ -41,20 +41,20 @@ def vote(path, key, best_first):
 
 def test_a_page_for_each_photo_and_a_key_beside(results, tmp_path, monkeypatch):
     out = tmp_path / "pages"
-    assert run(monkeypatch, *results, "-o", out) == 0
+    assert run(monkeypatch, *results, "-o", out, "--side", "320") == 0
     key = key_of(out)
     assert sorted(path.name for path in out.glob("*.png")) == [f"{page}.png" for page in key] and len(key) == 4
     assert {letters["photo"] for letters in key.values()} == {f"sub/{name}" for name in range(4)}
     assert len({tuple(letters[letter] for letter in "ABC") for letters in key.values()}) > 1
     for page, letters in key.items():
         sheet = np.asarray(Image.open(out / f"{page}.png")).astype(int)
-        assert sheet.shape[1] == 2 * 600 + 3 * blind.GAP  # two columns fit a screen largest
+        assert sheet.shape[1] == 2 * 320 + 3 * blind.GAP  # two columns fit a screen largest
         for index, letter in enumerate("ABC"):
             version = Image.open(results[METHODS.index(letters[letter])] / f"{letters['photo']}.png")
-            top = 2 * blind.LABEL + index // 2 * (450 + blind.LABEL + blind.GAP)
-            left = blind.GAP + index % 2 * (600 + blind.GAP)
-            shown = sheet[top : top + 450, left : left + 600]
-            assert np.abs(shown - np.asarray(version.resize((600, 450), Image.Resampling.LANCZOS))).max() == 0
+            top = 2 * blind.LABEL + index // 2 * (240 + blind.LABEL + blind.GAP)
+            left = blind.GAP + index % 2 * (320 + blind.GAP)
+            shown = sheet[top : top + 240, left : left + 320]
+            assert np.abs(shown - np.asarray(version.resize((320, 240), Image.Resampling.LANCZOS))).max() == 0
     assert run(monkeypatch, *results, "-o", out) == 2  # votes may exist
 
 

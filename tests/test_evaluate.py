@@ -1,10 +1,8 @@
 import csv
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -276,9 +274,11 @@ def test_runs_are_named_by_their_folders(pairs, tmp_path, capsys):
     for name in ("plain_run", "daconv_run"):
         (tmp_path / name).mkdir()
         for suffix in ("", ".sha256"):
-            source = REPOSITORY / "weights" / f"msec.safetensors{suffix}"
+            source = REPOSITORY / "weights" / f"zero_dce.safetensors{suffix}"
             (tmp_path / name / f"best.safetensors{suffix}").write_bytes(
-                source.read_bytes().replace(b"msec.safetensors", b"best.safetensors") if suffix else source.read_bytes()
+                source.read_bytes().replace(b"zero_dce.safetensors", b"best.safetensors")
+                if suffix
+                else source.read_bytes()
             )
     words = [word for name in ("plain_run", "daconv_run") for word in ("-w", tmp_path / name / "best.safetensors")]
     assert run("folder", pairs, "--size", "32", *words) == 0
@@ -350,25 +350,12 @@ def test_an_interrupted_run_goes_on(pairs, tmp_path, monkeypatch):
     assert {row["method"] for row in rows(out)} == {"identity"}
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_killed_run_goes_on(pairs, tmp_path):
+def test_a_killed_run_goes_on(pairs, tmp_path, fork):
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        REPOSITORY / "evaluate.py",
-        "folder",
-        pairs,
-        "--method",
-        "clahe",
-        "--workers",
-        "1",
-        "-o",
-        out,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    process = fork("evaluate", "folder", pairs, "--method", "clahe", "--workers", "1", "-o", out)
     while process.poll() is None and not (out / "results.partial.jsonl").exists():
-        time.sleep(0.005)
-    process.kill()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
     process.wait()
     assert run("folder", pairs, "--method", "clahe", "-o", out) == 0
     assert len(rows(out)) == 5
