@@ -66,7 +66,7 @@ class CameraRange:
     not. A side of `ev` that does not reach so far is not drawn."""
     is_metered: bool = False
     """Whether the shift counts from the exposure that brings the view's mean light to middle grey, as a meter would
-    have it, and not from the view's own."""
+    have it, as far as it destroys the evidence of the view's own (`evidence_lost`)."""
     mild_share: float = 0.0
     """Share of the shifts that are mild instead: normal around 0, counted from the view's own exposure."""
     mild_ev: float = 0.6

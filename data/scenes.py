@@ -199,8 +199,8 @@ def develop(light: Tensor) -> Tensor:
     """Return views `(B, 3, H, W)` of linear light as well developed photos, sRGB in [0, 1].
 
     Parts of a view are brought together until they span `RANGE_KEPT` stops, while the differences within a part stay.
-    A meter then exposes, somewhat lower where the view's range is that of night or
-    of windows; the brightest half of a percent is white.
+    A meter then exposes, somewhat lower where the view's range is that of night or of windows; the brightest half of a
+    percent is white.
     """
     stops = luminance(light).clamp_min(DARKEST).log2()
     parts = smooth_parts(stops)
