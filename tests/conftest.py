@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from forked import Forked, start_server
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the cores are shared out by running tests in parallel
+# What imports torch is imported in the fixtures: the process that only hands out tests need not.
 
-from models import Discriminator  # noqa: E402
-from utils.config import Config  # noqa: E402
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests that fork run one after the other: they need one server, and times to kill at."""
+    for item in items:
+        if "fork" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("fork"))
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -33,6 +38,8 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 @pytest.fixture(autouse=True)
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run scripts on the CPU, in this process and in those it starts: bit-exactness is claimed there."""
+    import torch
+
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("utils.device.choose_device", lambda: torch.device("cpu"))
 
@@ -44,7 +51,16 @@ THIN = (2,) * 7
 @pytest.fixture
 def thin_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train with a small discriminator, where what is written and said is tested, and not what is learnt."""
+    from models import Discriminator
+
     monkeypatch.setattr("models.Discriminator", functools.partial(Discriminator, channels=THIN))
+
+
+@pytest.fixture
+def thin_prenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PReNet be small, where its training is tested, and not its size."""
+    monkeypatch.setattr("models.prenet.CHANNELS", 4)
+    monkeypatch.setattr("models.prenet.ITERATIONS", 2)
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +104,8 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_config(photos: Path) -> dict:
     """The required keys of conf.json and the jitter's gamma, with a network and a run that take seconds."""
+    from utils.config import Config
+
     values = json.loads((REPOSITORY / "conf.json").read_text())
     optional = {item.name for item in dataclasses.fields(Config) if item.default is not dataclasses.MISSING}
     return {

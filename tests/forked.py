@@ -30,6 +30,7 @@ for line in sys.stdin:
     if not pid:
         os.setsid()
         os.chdir(job["folder"])
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.argv = [job["script"] + ".py", *job["words"]]
         for number, name in enumerate((os.devnull, job["output"], job["errors"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)

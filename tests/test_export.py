@@ -48,6 +48,7 @@ class Fourth(Network):
 
 
 @pytest.mark.parametrize("model", [*NETWORKS, "fourth"])
+@pytest.mark.usefixtures("thin_prenet")
 def test_train_export_and_predict_with_every_network(model, small_config_path, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.NETWORKS, "fourth", Fourth)
     assert (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -435,7 +436,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         _refuse_unknown({name: value})
     except ConfigError as error:
         raise ConfigError(f"--set {override}: {error}") from None
-    is_text = typing.get_type_hints(Config)[name] is str
+    is_text = _kinds()[name] is str
     return name, text if is_text and not isinstance(value, str) else value
 
 
@@ -474,9 +475,15 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
     return item.default is dataclasses.MISSING
 
 
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Return the type of every key."""
+    return typing.get_type_hints(Config)
+
+
 def _check(item: dataclasses.Field[Any], value: Any) -> None:
     """Check type and range of one field's value."""
-    kind = typing.get_type_hints(Config)[item.name]
+    kind = _kinds()[item.name]
     shown = json.dumps(list(value) if isinstance(value, tuple) else value, default=repr)
     if typing.get_origin(kind) is Literal:
         if value not in typing.get_args(kind):
