@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 SERVER = f"""
-import gc, json, os, signal, sys
+import atexit, gc, json, os, signal, sys, threading, traceback
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-import torch._dynamo, evaluate, predict, train, utils.photos.predictor
+import torch._dynamo, torch.distributed.run, evaluate, predict, train, utils.photos.predictor
 try:
     import torch.utils.tensorboard
 except ImportError:
@@ -31,11 +31,21 @@ for line in sys.stdin:
         os.setsid()
         os.chdir(job["folder"])
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        sys.argv = [job["script"] + ".py", *job["words"]]
+        sys.argv = [job["script"], *job["words"]]
         for number, name in enumerate((os.devnull, job["output"], job["errors"])):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
-        exec(job["before"])
-        sys.exit(sys.modules[job["script"]].main())
+        try:
+            exec(job["before"])
+            code = sys.modules[job["script"]].main()
+        except SystemExit as wanted:
+            code = wanted.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(code or 0)  # at once: the interpreter's own end would touch all memory, and so copy it
     print(pid, flush=True)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     with open(job["status"] + "~", "w") as file:
@@ -51,7 +61,7 @@ class Forked:
     Args:
         server: a process of `SERVER`.
         log: what the names of the files of output, errors and exit code begin with.
-        script: "train", "predict" or "evaluate".
+        script: "train", "predict", "evaluate" or "torch.distributed.run", which is torchrun.
         words: of its command line.
         folder: where it runs.
         before: Python to run in the process before the script.

@@ -1,8 +1,6 @@
 import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
@@ -31,18 +29,16 @@ def test_atomic_write_is_whole_or_nothing(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
-def test_kill_during_a_checkpoint_leaves_the_previous_one(tmp_path):
+def test_kill_during_a_checkpoint_leaves_the_previous_one(tmp_path, fork):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1})
     program = f"""
-import os, signal, torch, sys
-sys.path.insert(0, {str(REPOSITORY)!r})
 from pathlib import Path
 from utils.training import checkpoint
 os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)  # the last moment before the rename
 checkpoint.save_checkpoint(Path({str(path)!r}), {{"step": 2}})
 """
-    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert fork("train", before=program).wait() == -9
     assert load_checkpoint(path)["step"] == 1
 
 

@@ -1,13 +1,10 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from PIL import Image
 from test_train import run
 
@@ -27,22 +24,19 @@ processes.spawn = lambda *arguments, **options: spawn(*arguments, **{**options, 
 """
 )
 """The processes need not import torch. That they can be spawned, one test says for all."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread_each(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+ELASTIC = """
+import train
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+alone = train.main
+config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+train.main = lambda: max(elastic_launch(config, alone)().values())
+"""
+"""What torchrun does, but with forked processes. That it can start a script, `test_predict.py` says."""
+SMALL = ("laplacian_level_count=1", "layer_count_of_every_unet=[1]", "first_layer_out_channels_of_every_unet=[4]")
 
 
 def words(config_path, *overrides):
     return ["--config", str(config_path), *(word for override in overrides for word in ("--set", override))]
-
-
-def torchrun(config_path, *overrides):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(REPOSITORY / "train.py"), *words(config_path, *overrides)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def wait_for_checkpoint(process, photos):
@@ -71,16 +65,18 @@ def test_processes_share_every_batch_out(count, processes):
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_config_path, photos):
+@pytest.mark.usefixtures("thin_discriminator")
+def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_config_path, photos, fork):
     """The adversarial phase with its batch normalisation included; batches of 5 photos do not share out evenly."""
     corrupt = photos / "train" / "train5.jpg"
     corrupt.write_bytes(corrupt.read_bytes()[:900])
     options = (*EXACT, "discriminator_init_lr=1e-06")  # Adam makes a whole step of a rounding error
     assert run(small_config_path, *options, f"model_save_dir={photos / 'one'}") == 0
-    result = torchrun(small_config_path, *options, f"model_save_dir={photos / 'two'}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("epoch 3, ") == result.stdout.count("done: ") == 1  # one process prints and writes
-    assert result.stderr.count(f"ERROR {corrupt}") == 1
+    process = fork("train", *words(small_config_path, *options, f"model_save_dir={photos / 'two'}"), before=ELASTIC)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.count("epoch 3, ") == output.count("done: ") == 1  # one process prints and writes
+    assert errors.count(f"ERROR {corrupt}") == 1
     for alone, together in zip(metrics(photos / "one"), metrics(photos / "two"), strict=True):
         for name in alone.keys() - {"images_per_second"}:
             assert together[name] == pytest.approx(alone[name], rel=2e-4, nan_ok=True), name
@@ -94,7 +90,7 @@ def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_c
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads the processes from /proc")
 def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small_config_path, photos, fork):
-    options = (*EXACT, "epochs=12", "checkpoint_every_steps=1", "begin_use_adv_loss_epoch=13")
+    options = (*EXACT, *SMALL, "epochs=12", "checkpoint_every_steps=1", "begin_use_adv_loss_epoch=13")
     process = fork("train", *words(small_config_path, *options), before=FORKED)
     wait_for_checkpoint(process, photos)
     ranks = children_of(process)
@@ -113,7 +109,7 @@ def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small
 
 
 def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path, photos, fork):
-    options = (*EXACT, "epochs=100", "begin_use_adv_loss_epoch=101")
+    options = (*EXACT, *SMALL, "epochs=100", "begin_use_adv_loss_epoch=101")
     process = fork("train", *words(small_config_path, *options), before=TWO_GPUS)
     wait_for_checkpoint(process, photos)
     process.send_signal(signal.SIGINT)
