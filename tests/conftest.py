@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,36 @@ def small_config_path(small_config: dict, tmp_path: Path) -> Path:
     path = tmp_path / "conf.json"
     path.write_text(json.dumps(small_config))
     return path
+
+
+@pytest.fixture(scope="session")
+def kept_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def trained(small_config_path: Path, photos: Path, kept_runs: Path) -> Callable[..., Path]:
+    """Leave the run of `small_config` for one epoch, with a thin discriminator, in its folder, and return the folder.
+
+    `trained("conv=daconv")`: with these overrides. Every run is made once, and copied from then on.
+    """
+    from models import Discriminator
+
+    def leave(*overrides: str) -> Path:
+        kept = kept_runs / " ".join(("run", *overrides))
+        if not kept.exists():
+            import train
+
+            words = [word for override in ("epochs=1", *overrides) for word in ("--set", override)]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("models.Discriminator", functools.partial(Discriminator, channels=THIN))
+                assert train.main(["--config", str(small_config_path), *words]) == 0
+            shutil.copytree(photos / "run", kept)
+        else:
+            shutil.copytree(kept, photos / "run")
+        return photos / "run"
+
+    return leave
 
 
 @pytest.fixture

@@ -19,15 +19,24 @@ except ImportError:
 import models, models.discriminator
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+statuses = {{}}
+
+def reap(*arguments):
+    while any(found := os.waitpid(-1, os.WNOHANG) if statuses else (0, 0)):
+        name = statuses.pop(found[0])
+        with open(name + "~", "w") as file:
+            print(os.waitstatus_to_exitcode(found[1]), file=file)
+        os.rename(name + "~", name)
+
+signal.signal(signal.SIGCHLD, reap)
 gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
-    if os.fork():
-        continue
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         os.setsid()
         os.chdir(job["folder"])
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -47,11 +56,8 @@ for line in sys.stdin:
         sys.stdout.flush()
         os._exit(code or 0)  # at once: the interpreter's own end would touch all memory, and so copy it
     print(pid, flush=True)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with open(job["status"] + "~", "w") as file:
-        print(code, file=file)
-    os.rename(job["status"] + "~", job["status"])
-    os._exit(0)
+    statuses[pid] = job["status"]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 """
 
 

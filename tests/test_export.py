@@ -89,9 +89,8 @@ def test_train_export_and_predict_with_every_network(model, small_config_path, p
 
 
 @pytest.fixture
-def checkpoint(small_config_path, photos):
-    assert run(small_config_path, "conv=daconv", "epochs=1") == 0
-    return photos / "run" / "best.pt"
+def checkpoint(trained):
+    return trained("conv=daconv") / "best.pt"
 
 
 def changed(checkpoint, **entries):

@@ -491,7 +491,7 @@ def test_a_run_killed_fifty_times_ends_with_every_photo_whole(tmp_path, weights,
         process = fork("predict", folder, "-q", "-o", "out", "-w", weights, folder=tmp_path)
         if attempt % 2 == 0:
             while process.poll() is None and len(list(out.glob("[!.]*"))) == before:
-                time.sleep(0.001)
+                time.sleep(0.003)
         time.sleep(chance.uniform(0, 0.01 if attempt % 2 == 0 else 0.1))
         with suppress(ProcessLookupError):  # it is over
             process.send_signal(signal.SIGKILL)

@@ -213,7 +213,7 @@ def test_weights_that_leave_no_loss_are_refused(small_config_path, options, caps
 
 def test_the_ssim_term_alone_raises_ssim(small_config_path):
     nothing = ["corrected_weight=0", "reconstruction_weight=0", "pyramid_weight=0"]
-    options = [*nothing, "ssim_weight=1", "init_lr=0.003"]
+    options = [*nothing, "ssim_weight=1", "init_lr=0.003", "image_size=[16,24]"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
     losses = [step(state, batch, arithmetic, adversarial=False)["ssim"] for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
@@ -239,9 +239,8 @@ def test_a_run_starts_from_the_function_of_other_weights(small_config_path, phot
 
 
 @THIN
-def test_weights_to_start_from_must_fit(small_config_path, photos, capsys):
-    assert run(small_config_path, "epochs=1") == 0
-    best = photos / "run" / "best.safetensors"
+def test_weights_to_start_from_must_fit(small_config_path, photos, trained, capsys):
+    best = trained() / "best.safetensors"
     new = f"model_save_dir={photos / 'new'}"
     assert run(small_config_path, new, f"init_weights={best}", "layer_count_of_every_unet=[1,1]") == 2
     assert run(small_config_path, new, f"init_weights={best}", "model=prenet") == 2
@@ -283,7 +282,7 @@ def test_a_photo_that_shows_nothing_is_passed_over_and_named(small_config_path, 
 
 def test_the_adversarial_phase_works(small_config_path):
     """The discriminator learns to tell, its gradient reaches the generator, and the output stays sane."""
-    options = ["precision=float32", "discriminator_init_lr=0.0005", "init_lr=0.004", "batch_size=8"]
+    options = ["precision=float32", "discriminator_init_lr=0.0005", "init_lr=0.004", "image_size=[16,24]"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
     parts = [step(state, batch, arithmetic, adversarial=True) for _ in range(30)]
     assert parts[0]["discriminator"] == pytest.approx(math.log(2), abs=0.1)
