@@ -64,6 +64,18 @@ def test_the_readmes_commands_name_existing_scripts_and_options():
                 assert f'"{option}"' in source, f"{script} has no {option}"
 
 
+def test_the_readmes_map_leads_to_what_it_says():
+    house = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## The house")[1].split("\n## ")[0]
+    paths = re.findall(r"`([\w/]+\.py)`", house)
+    assert len(paths) >= 7
+    for path in paths:
+        assert (REPOSITORY / path).is_file(), path
+    for names, path in re.findall(r"((?:`\w+`(?:, | and | ))+)in `([\w/]+\.py)`", house):
+        source = (REPOSITORY / path).read_text(encoding="utf-8")
+        for name in re.findall(r"\w+", names.replace(" and ", " ")):
+            assert re.search(rf"^(def|class) {name}\b", source, flags=re.MULTILINE), f"{path} has no {name}"
+
+
 def test_ci_runs_the_readmes_test_command():
     tests = [command for command in readme_commands() if "pytest" in command]
     assert len(tests) == 1
