@@ -19,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the cores are s
 # What imports torch is imported in the fixtures: the process that only hands out tests need not.
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests that fork run one after the other: they need one server, and times to kill at."""
     for item in items:
@@ -45,16 +46,20 @@ def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("utils.device.choose_device", lambda: torch.device("cpu"))
 
 
-THIN = (2,) * 7
-"""Channels of a discriminator that costs nothing."""
+def make_discriminator_thin(patch: Callable[[str, Any], None]) -> None:
+    """Let the discriminator cost nothing: few channels, and photos of 32 px instead of 256."""
+    from models import Discriminator
+    from utils.training.objective import resize
+
+    patch("models.discriminator.MIN_SIZE", 32)
+    patch("models.Discriminator", functools.partial(Discriminator, channels=(2,) * 4))
+    patch("train.resize", lambda photo, size: resize(photo, (32, 32)))
 
 
 @pytest.fixture
 def thin_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train with a small discriminator, where what is written and said is tested, and not what is learnt."""
-    from models import Discriminator
-
-    monkeypatch.setattr("models.Discriminator", functools.partial(Discriminator, channels=THIN))
+    make_discriminator_thin(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -79,9 +84,8 @@ def fork(server: Any, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     started: list[Forked] = []
 
     def start(script: str, *words: object, folder: Path = REPOSITORY, before: str = "") -> Forked:
-        thin = f"models.Discriminator = lambda: models.discriminator.Discriminator({THIN})\n"
         log = tmp_path / f"process{len(started)}"
-        started.append(Forked(server, log, script, list(map(str, words)), folder, thin + before))
+        started.append(Forked(server, log, script, list(map(str, words)), folder, before))
         return started[-1]
 
     yield start
@@ -144,8 +148,6 @@ def trained(small_config_path: Path, photos: Path, kept_runs: Path) -> Callable[
 
     `trained("conv=daconv")`: with these overrides. Every run is made once, and copied from then on.
     """
-    from models import Discriminator
-
     def leave(*overrides: str) -> Path:
         kept = kept_runs / " ".join(("run", *overrides))
         if not kept.exists():
@@ -153,7 +155,7 @@ def trained(small_config_path: Path, photos: Path, kept_runs: Path) -> Callable[
 
             words = [word for override in ("epochs=1", *overrides) for word in ("--set", override)]
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("models.Discriminator", functools.partial(Discriminator, channels=THIN))
+                make_discriminator_thin(patch.setattr)
                 assert train.main(["--config", str(small_config_path), *words]) == 0
             shutil.copytree(photos / "run", kept)
         else:

@@ -11,12 +11,14 @@ from pathlib import Path
 SERVER = f"""
 import atexit, gc, json, os, signal, sys, threading, traceback
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-import torch._dynamo, torch.distributed.run, evaluate, predict, train, utils.photos.predictor
+import pytest, torch._dynamo, torch.distributed.run, evaluate, predict, train, utils.photos.predictor
 try:
     import torch.utils.tensorboard
 except ImportError:
     pass
-import models, models.discriminator
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import conftest
+conftest.make_discriminator_thin(pytest.MonkeyPatch().setattr)
 torch.set_num_threads(1)
 torch.set_num_interop_threads(1)
 statuses = {{}}
