@@ -148,6 +148,7 @@ def trained(small_config_path: Path, photos: Path, kept_runs: Path) -> Callable[
 
     `trained("conv=daconv")`: with these overrides. Every run is made once, and copied from then on.
     """
+
     def leave(*overrides: str) -> Path:
         kept = kept_runs / " ".join(("run", *overrides))
         if not kept.exists():

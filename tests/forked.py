@@ -62,6 +62,21 @@ for line in sys.stdin:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 """
 
+ELASTIC = """
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+def share(script):
+    def alone(main=script.main):
+        if code := main():
+            sys.exit(code)
+
+    place = {"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(1, 1, 2, **place, max_restarts=0, start_method="fork")
+    script.main = lambda: elastic_launch(config, alone)() and 0
+
+"""
+"""Python to run before a script; `share(SCRIPT)` makes it two processes as torchrun does, but forked ones."""
+
 
 class Forked:
     """A script that runs in a process of its own, which leads a session; it has the methods of a `Popen`.

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from forked import ELASTIC
 from PIL import Image
 from test_train import run
 
@@ -23,15 +24,7 @@ spawn = processes.spawn
 processes.spawn = lambda *arguments, **options: spawn(*arguments, **{**options, "start_method": "fork"})
 """
 )
-"""The processes need not import torch. That they can be spawned, one test says for all."""
-ELASTIC = """
-import train
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-alone = train.main
-config = LaunchConfig(1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
-train.main = lambda: max(elastic_launch(config, alone)().values())
-"""
-"""What torchrun does, but with forked processes. That it can start a script, `test_predict.py` says."""
+"""The processes need not import torch. That they can be spawned, a test of one says for all."""
 SMALL = ("laplacian_level_count=1", "layer_count_of_every_unet=[1]", "first_layer_out_channels_of_every_unet=[4]")
 
 
@@ -72,7 +65,11 @@ def test_two_processes_train_as_one_and_count_each_validation_photo_once(small_c
     corrupt.write_bytes(corrupt.read_bytes()[:900])
     options = (*EXACT, "epochs=2", "discriminator_init_lr=1e-06")  # Adam makes a whole step of a rounding error
     assert run(small_config_path, *options, f"model_save_dir={photos / 'one'}") == 0
-    process = fork("train", *words(small_config_path, *options, f"model_save_dir={photos / 'two'}"), before=ELASTIC)
+    process = fork(
+        "train",
+        *words(small_config_path, *options, f"model_save_dir={photos / 'two'}"),
+        before=ELASTIC + "share(train)",
+    )
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert output.count("epoch 2, ") == output.count("done: ") == 1  # one process prints and writes
@@ -110,13 +107,22 @@ def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small
 
 def test_a_signal_to_the_parent_stops_all_after_the_same_step(small_config_path, photos, fork):
     options = (*EXACT, *SMALL, "epochs=100", "begin_use_adv_loss_epoch=101")
-    process = fork("train", *words(small_config_path, *options), before=TWO_GPUS)
+    process = fork("train", *words(small_config_path, *options), before=FORKED)
     wait_for_checkpoint(process, photos)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.count("the same command resumes") == 1 and "Traceback" not in errors
     assert load_checkpoint(photos / "run" / "last.pt")["epoch"] < 100
+
+
+def test_a_process_can_be_spawned(small_config_path, photos, fork):
+    one = "from utils.config import load_config\nfrom utils.training.processes import start_processes\n"
+    one += "train.main = lambda: start_processes(train.run, (load_config(sys.argv[1], ['epochs=1']), False), 1)"
+    process = fork("train", small_config_path, before=one)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "done: " in output, errors
+    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] == 2
 
 
 def test_fewer_photos_than_processes_is_an_error(small_config_path):

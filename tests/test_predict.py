@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, picture
+from forked import ELASTIC
 from PIL import Image, ImageCms
 
 import predict
@@ -436,39 +437,56 @@ def test_dry_run_writes_nothing_and_json_tells_each_photo(tmp_path, run, capsys)
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("words", [["--json"], ["--dry-run"], []])
-def test_a_closed_pipe_ends_the_run_quietly(tmp_path, weights, fork, words):
+CLOSED = "reader, writer = os.pipe()\nos.close(reader)\nos.dup2(writer, 1)\nos.close(writer)\n"
+NO_STANDARD_ERROR = "os.close(2)\nsys.stderr = None\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "before"), [(["--json"], ""), (["--dry-run"], ""), ([], ""), ([], NO_STANDARD_ERROR)]
+)
+def test_a_closed_pipe_ends_the_run_quietly(tmp_path, weights, fork, words, before):
     for index in range(20):
         picture(40, 30).save(tmp_path / f"{index}.png")
-    closed = "reader, writer = os.pipe()\nos.close(reader)\nos.dup2(writer, 1)\nos.close(writer)"
-    process = fork("predict", ".", "-o", "out", "-w", weights, *words, folder=tmp_path, before=closed)
+    process = fork("predict", ".", "-o", "out", "-w", weights, *words, folder=tmp_path, before=CLOSED + before)
     errors = process.communicate()[1]
     assert "Traceback" not in errors and process.returncode == 1
     assert all(pixels(path).shape == (30, 40, 3) for path in (tmp_path / "out").glob("*"))
 
 
-def test_a_pipe_that_closes_without_standard_error_ends_the_run_too(tmp_path, weights):
-    for index in range(20):
-        picture(40, 30).save(tmp_path / f"{index}.png")
-    command = f'"{sys.executable}" "{REPOSITORY}/predict.py" . -o out -w "{weights}" 2>&- | (exec 0<&-; sleep 0.1)'
-    command += "; exit ${PIPESTATUS[0]}"
-    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert "Traceback" not in result.stderr and result.returncode in (0, 1)
-    assert all(pixels(path).shape == (30, 40, 3) for path in (tmp_path / "out").glob("*"))
+def test_a_shells_closed_pipe_ends_the_run_quietly(tmp_path, weights):
+    picture(40, 30).save(tmp_path / "a.png")
+    for closed in ("", "2>&-"):
+        command = f'"{sys.executable}" "{REPOSITORY}/predict.py" . -o out -w "{weights}" --dry-run {closed}'
+        command += " | (exec 0<&-; sleep 0.1); exit ${PIPESTATUS[0]}"
+        result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in result.stderr and result.returncode in (0, 1)
 
 
-def test_torchrun_shares_a_folder_and_one_bad_photo_costs_no_other(tmp_path, weights, fork):
+@pytest.fixture
+def nine(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for index in range(9):
         picture(120, 90, seed=index).save(folder / f"{index}.png")
-    (folder / "0.png").write_bytes(b"")  # the first process is soon done, with an error
-    words = [folder, "-o", tmp_path / "out", "-w", weights, "--json", "--workers", "1"]
+    return folder
+
+
+def test_torchrun_shares_a_folder_out(tmp_path, weights, fork, nine):
+    words = [nine, "-o", tmp_path / "out", "-w", weights, "--dry-run"]
     process = fork("torch.distributed.run", "--nproc-per-node=2", REPOSITORY / "predict.py", *words)
-    output = process.communicate(timeout=120)[0]
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert sorted(output.splitlines()) == [f"{nine}/{index}.png -> {tmp_path}/out/{index}.png" for index in range(9)]
+
+
+def test_one_bad_photo_of_a_shared_folder_costs_no_other(tmp_path, weights, fork, nine):
+    (nine / "0.png").write_bytes(b"")  # the first process is soon done, with an error
+    words = [nine, "-o", tmp_path / "out", "-w", weights, "--json", "--workers", "1"]
+    process = fork("predict", *words, before=ELASTIC + "share(predict)")
+    output, errors = process.communicate(timeout=120)
     rows = [json.loads(line) for line in output.splitlines()]
-    assert process.returncode != 0 and len(rows) == 9
-    assert [row["input"] for row in rows if row["status"] == "failed"] == [str(folder / "0.png")]
+    assert process.returncode != 0 and len(rows) == 9, errors
+    assert [row["input"] for row in rows if row["status"] == "failed"] == [str(nine / "0.png")]
     assert sorted(os.listdir(tmp_path / "out")) == [f"{index}.png" for index in range(1, 9)]
 
 
