@@ -37,7 +37,7 @@ from data.sources import (
 from models import Corrector, NetworkError, network_class
 from models.losses import adversarial_loss, discriminator_loss
 from utils.config import Config, ConfigError, load_config
-from utils.device import Arithmetic, measure
+from utils.device import Arithmetic, fetch, measure, use_large_pages
 from utils.evaluation.metrics import psnr, quantise, ssim
 from utils.files import atomic_path
 from utils.training.checkpoint import CheckpointError, save_checkpoint
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         help="check configuration, photos and the memory of one step, print the plan, write nothing",
     )
     arguments = parser.parse_args(argv)
+    use_large_pages()
     try:
         config = load_config(arguments.config, arguments.set)
         network_class(config.model)  # say so at once if there is none
@@ -307,8 +308,9 @@ def validate(
     corrector.eval()
     count = len(loader.dataset)  # type: ignore[arg-type]
     chosen = set(torch.linspace(0, count - 1, min(SAMPLE_COUNT, count)).long().tolist())
-    scores: dict[int, tuple[float, float]] = {}  # of this process's share, by the photo's position
-    pictures: dict[int, Tensor] = {}
+    indices: list[int] = []
+    scores: list[Tensor] = []  # of this process's share; read once it is over, so that a GPU need not wait
+    shown: dict[int, Tensor] = {}
     for batch in loader:
         failures.report(batch.failures, processes)
         if not batch.names:
@@ -316,22 +318,25 @@ def validate(
         inputs, targets = make_pairs(batch, arithmetic)
         with arithmetic.autocast():
             outputs = quantise(corrector.correct(inputs).photo)
-        measured = torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1).tolist()
+        indices += batch.indices
+        scores.append(torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1))
         for position, index in enumerate(batch.indices):
-            scores[index] = (measured[position][0], measured[position][1])
             if index in chosen:
-                pictures[index] = torch.stack((inputs[position], outputs[position], targets[position])).cpu()
+                shown[index] = torch.stack((inputs[position], outputs[position], targets[position]))
+    rows = fetch(torch.cat(scores)).tolist() if scores else []
+    share = dict(zip(indices, rows, strict=True))
+    pictures = dict(zip(shown, fetch(torch.stack(list(shown.values()))), strict=True)) if shown else {}
     failures.collect(processes)
-    all_scores = {index: score for share in processes.gather(scores) for index, score in share.items()}
-    all_pictures = {index: picture for share in processes.gather(pictures) for index, picture in share.items()}
+    all_scores = {index: score for scored in processes.gather(share) for index, score in scored.items()}
+    all_pictures = {index: picture for some in processes.gather(pictures) for index, picture in some.items()}
     if not all_scores:
         raise NoPhotosError(f"{loader.dataset.folder}: none of its photos can be decoded")  # type: ignore[attr-defined]
     columns = zip(*(all_scores[index] for index in sorted(all_scores)), strict=True)
     means = [math.fsum(column) / len(all_scores) for column in columns]
     if not math.isfinite(means[0]):
         raise NonFiniteLossError("the validation PSNR is not finite; the last checkpoint is intact: lower init_lr")
-    shown = [all_pictures[index] for index in sorted(all_pictures)]
-    samples = torch.stack(shown, dim=1).flatten(0, 1) if shown else torch.empty(0)
+    ordered = [all_pictures[index] for index in sorted(all_pictures)]
+    samples = torch.stack(ordered, dim=1).flatten(0, 1) if ordered else torch.empty(0)
     return {"valid_psnr": means[0], "valid_ssim": means[1]}, samples
 
 

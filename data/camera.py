@@ -6,6 +6,7 @@ balance, saturation, JPEG. All is drawn per photo beforehand (`draw_camera`) and
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.colour import from_linear, luma, luminance, to_linear
+from utils.device import places, send
 
 from .scenes import meter, shine, smooth_parts
 
@@ -146,7 +148,7 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
 
     Args:
         photos: `(B, 3, H, W)` sRGB in [0, 1], normally exposed.
-        draws: `(B, COUNT)`, rows of `draw_camera`; on the CPU, or a GPU has to wait for the seeds in it.
+        draws: `(B, COUNT)`, rows of `draw_camera`; on the CPU, where it is looked up which photo needs what.
 
     Returns:
         `(B, 3, H, W)` sRGB in [0, 1].
@@ -158,16 +160,16 @@ def camera(photos: Tensor, draws: Tensor) -> Tensor:
     ones darker, along edges. A metered draw first scales the light so that the mean of what is not white is middle
     grey, as an exposure meter does: then how bright the result is says little about how bright the photo was.
     """
-    value, ev, seeds = _columns(photos, draws)
+    value, ev = _columns(photos, draws)
     light = to_linear(photos)
     brightness = luminance(light)
-    stops = brightness.clamp_min(2.0**-10).log2()
-    parts = smooth_parts(stops)
-    ev = ev + value["stretch"] * (parts - parts.mean(dim=(2, 3), keepdim=True))
+    if len(places(value_of(draws, "stretch") > 0)):
+        parts = smooth_parts(brightness.clamp_min(2.0**-10).log2())
+        ev = ev + value["stretch"] * (parts - parts.mean(dim=(2, 3), keepdim=True))
     counts = (brightness < 0.9).to(light.dtype) + 1e-3
     mean = (counts * brightness).sum(dim=(2, 3), keepdim=True) / counts.sum(dim=(2, 3), keepdim=True)
     gain = torch.exp2(ev) * (MIDDLE_GREY / mean.clamp_min(1e-3)) ** value["metered"] * value["white_balance"]
-    return _develop(expose(light, gain, value["shoulder"]), value, seeds)
+    return _develop(expose(light, gain, value["shoulder"]), value, draws)
 
 
 def scene_camera(light: Tensor, draws: Tensor) -> Tensor:
@@ -180,36 +182,44 @@ def scene_camera(light: Tensor, draws: Tensor) -> Tensor:
     Returns:
         `(B, 3, H, W)` sRGB in [0, 1].
     """
-    value, ev, seeds = _columns(light, draws)
+    value, ev = _columns(light, draws)
     white = 1 + 3 * value["shoulder"]
     gain = torch.exp2(ev) * meter(light, METERED, white) * value["white_balance"]
-    return _develop(shine(gain * light, white), value, seeds)
+    return _develop(shine(gain * light, white), value, draws)
 
 
-def _columns(photos: Tensor, draws: Tensor) -> tuple[dict[str, Tensor], Tensor, list[float]]:
-    """Return the values of draws, `(B, 1, 1, 1)` each, the map of exposure `(B, 1, H, W)` in EV, and the seeds."""
-    seeds = draws[:, -1].tolist()
-    draws = draws.to(photos.device, non_blocking=True)
+def _columns(photos: Tensor, draws: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the values of draws, `(B, 1, 1, 1)` each, and the map of exposure `(B, 1, H, W)` in EV."""
+    draws = send(draws, photos.device)
     size = photos.shape[0], 1, GRID, GRID
     knots = draws[:, : GRID * GRID].to(photos.dtype).view(size)
     columns = draws[:, GRID * GRID :, None, None, None].to(photos.dtype).unbind(dim=1)
     value = dict(zip(_NAMES, columns, strict=True))  # each (B, 1, 1, 1)
     value["white_balance"] = torch.cat((value["red"], torch.ones_like(value["red"]), value["blue"]), dim=1)
-    return value, F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True), seeds
+    return value, F.interpolate(knots, photos.shape[-2:], mode="bicubic", align_corners=True)
 
 
-def _develop(light: Tensor, value: dict[str, Tensor], seeds: list[float]) -> Tensor:
+def _develop(light: Tensor, value: dict[str, Tensor], draws: Tensor) -> Tensor:
     """Return exposed light in [0, 1] as the file that a camera makes of it, sRGB in [0, 1].
 
     The noise is that of Foi et al. 2008, with a variance affine in the light.
     """
-    # photons, and the electronics: beside the signal, the noise grows as light falls
-    light = light + _noise(light, seeds) * (value["noise"] * (light.clamp_min(0) + 0.02)).sqrt()
+    noisy = places(value_of(draws, "noise") > 0)
+    if len(noisy):
+        index, seeds = send(noisy, light.device), send(value_of(draws, "seed")[noisy].long(), light.device)
+        part = light[index]
+        # photons, and the electronics: beside the signal, the noise grows as light falls
+        deviation = (value["noise"][index] * (part.clamp_min(0) + 0.02)).sqrt()
+        light = light.index_copy(0, index, part + normal_noise(seeds, part.shape[1:]).to(part.dtype) * deviation)
     x = from_linear(light.clamp(0, 1)) ** value["gamma"]
     x = x + value["contrast"] * (3 * x**2 - 2 * x**3 - x)
     grey = luma(x)
     x = (grey + value["saturation"] * (x - grey)).clamp(0, 1)
-    return torch.where(value["quality"] > 0, jpeg(x, value["quality"].clamp_min(1)), x)
+    compressed = places(value_of(draws, "quality") > 0)
+    if len(compressed):
+        index = send(compressed, light.device)
+        x = x.index_copy(0, index, jpeg(x[index], value["quality"][index].clamp_min(1)))
+    return x
 
 
 def expose(light: Tensor, gain: Tensor, shoulder: Tensor | float) -> Tensor:
@@ -252,11 +262,28 @@ def _jpeg_constants(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, T
     return to_ycc, to_rgb, tables, dct
 
 
-def _noise(photos: Tensor, seeds: list[float]) -> Tensor:
-    """Return standard normal noise of each photo's own seed, so that neither batches nor processes change it."""
-    generator = torch.Generator(photos.device)
-    rows = []
-    for seed in seeds:
-        generator.manual_seed(int(seed))
-        rows.append(torch.randn(photos.shape[1:], generator=generator, device=photos.device, dtype=photos.dtype))
-    return torch.stack(rows)
+def normal_noise(seeds: Tensor, size: Sequence[int]) -> Tensor:
+    """Return float32 `(B, *size)` of standard normal noise, each row a function of its seed alone.
+
+    Args:
+        seeds: `(B,)` int64 in [0, 2^31).
+        size: of a row.
+
+    Counters are hashed, in place of a generator with a state: neither batches nor processes change a photo's noise, nor
+    does the device, to rounding. Pairs of uniform numbers become normal ones as Box and Muller have it (1958).
+    """
+    count = math.prod(size)
+    half = -(-count // 2)
+    counters = torch.arange(2 * half, device=seeds.device)
+    uniform = _hash(_hash(seeds)[:, None] ^ counters).float() / 2**32
+    radius = (-2 * (uniform[:, :half] + 2.0**-33).log()).clamp_min(0).sqrt()
+    angle = 2 * math.pi * uniform[:, half:]
+    noise = torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)
+    return noise[:, :count].view(-1, *size)
+
+
+def _hash(numbers: Tensor) -> Tensor:
+    """Return int64 numbers in [0, 2^32) scrambled within that range: shifts, and products that do not overflow."""
+    for factor in (0x7FEB352D, 0x31848BAB, 0x5BD1E995):
+        numbers = ((numbers ^ (numbers >> 16)) * factor) & 0xFFFFFFFF
+    return numbers ^ (numbers >> 16)

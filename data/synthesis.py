@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.colour import from_linear, luma, to_linear
-from utils.device import Arithmetic
+from utils.device import Arithmetic, places, send
 from utils.evaluation.metrics import quantise
 
 from .camera import camera, expose, scene_camera, value_of
@@ -24,35 +24,33 @@ def make_pairs(batch: Batch, arithmetic: Arithmetic, normalise_targets: float = 
     targets of photos are re-exposed towards one brightness, `normalise_targets` of the way where the error has
     destroyed all evidence of theirs, and less where it has not; this is meant for training alone.
     """
+    device = arithmetic.device
     targets = arithmetic.photos(batch.photos)
     inputs = targets
     is_photo = ~batch.is_pair & ~batch.is_scene
-    jittered = (is_photo & (batch.kinds == JITTERED)).nonzero().flatten()
+    jittered = places(is_photo & (batch.kinds == JITTERED))
     if len(jittered):
-        index = jittered.to(arithmetic.device, non_blocking=True)
-        draws = (batch.factors[jittered], batch.orders[jittered])
-        factors, orders = (draw.to(arithmetic.device, non_blocking=True) for draw in draws)
+        index = send(jittered, device)
+        factors, orders = send(batch.factors[jittered], device), send(batch.orders[jittered], device)
         inputs = inputs.index_copy(0, index, quantise(color_jitter(targets[index], factors, orders)))
-    developed = (is_photo & (batch.kinds == DEVELOPED)).nonzero().flatten()
+    developed = places(is_photo & (batch.kinds == DEVELOPED))
     if len(developed):
-        index = developed.to(arithmetic.device, non_blocking=True)
+        index = send(developed, device)
         inputs = inputs.index_copy(0, index, quantise(camera(targets[index], batch.camera[developed])))
     lost = torch.where(batch.kinds == JITTERED, 1.0, value_of(batch.camera, "lost").float())
-    misled = (is_photo & (batch.kinds != UNTOUCHED) & (lost > 0)).nonzero().flatten()
+    misled = places(is_photo & (batch.kinds != UNTOUCHED) & (lost > 0))
     if normalise_targets and len(misled):
-        index = misled.to(arithmetic.device, non_blocking=True)
-        share = (normalise_targets * lost[misled]).to(arithmetic.device, non_blocking=True)[:, None, None, None]
-        targets = targets.index_copy(0, index, normalise(targets[index], share))
-    scenes = batch.is_scene.nonzero().flatten()
+        index, share = send(misled, device), send(normalise_targets * lost[misled], device)
+        targets = targets.index_copy(0, index, normalise(targets[index], share[:, None, None, None]))
+    scenes = places(batch.is_scene)
     if len(scenes):
-        index = scenes.to(arithmetic.device, non_blocking=True)
-        light = batch.light[scenes].to(arithmetic.device, non_blocking=True).float()
+        index, light = send(scenes, device), send(batch.light[scenes], device).float()
         targets = targets.index_copy(0, index, quantise(develop(light)))
         inputs = inputs.index_copy(0, index, quantise(scene_camera(light, batch.camera[scenes])))
-    untouched = (batch.kinds == UNTOUCHED).to(arithmetic.device, non_blocking=True)
+    untouched = send(batch.kinds == UNTOUCHED, device)
     inputs = torch.where(untouched[:, None, None, None], targets, inputs)
     if batch.inputs.numel():
-        is_pair = batch.is_pair.to(arithmetic.device, non_blocking=True)
+        is_pair = send(batch.is_pair, device)
         inputs = torch.where(is_pair[:, None, None, None], arithmetic.photos(batch.inputs), inputs)
     return inputs.contiguous(memory_format=arithmetic.memory_format), targets
 

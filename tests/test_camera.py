@@ -1,5 +1,6 @@
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,18 @@ from test_train import THIN, run, same, signal_in_step, without_speed
 
 import train
 from data import CameraRange, camera, draw_camera
-from data.camera import _NAMES, _QUANTISATION, COUNT, GRID, TELLING, TELLING_NOTHING, evidence_lost, jpeg, value_of
+from data.camera import (
+    _NAMES,
+    _QUANTISATION,
+    COUNT,
+    GRID,
+    TELLING,
+    TELLING_NOTHING,
+    evidence_lost,
+    jpeg,
+    normal_noise,
+    value_of,
+)
 from data.dataset import DEVELOPED, JITTERED, UNTOUCHED
 from data.sources import build_loader, open_folder
 from data.synthesis import MEAN, normalise
@@ -162,6 +174,23 @@ def test_noise_is_each_photos_own_and_grows_as_light_falls():
         light = to_linear(camera(grey, draw(ev, noise=1e-4, seed=3)))
         ratios.append((light.std() / light.mean()).item())
     assert ratios[0] < ratios[1] < ratios[2]
+
+
+def test_noise_is_normal_and_of_its_seed_alone():
+    noise = normal_noise(torch.arange(40) * 7919, (3, 64, 63))
+    assert torch.equal(noise[5:6], normal_noise(torch.tensor([5 * 7919]), (3, 64, 63)))
+    within = 4 / math.sqrt(noise.numel())
+    assert abs(noise.mean()) < within and abs(noise.var() - 1) < within * 2**0.5
+    assert abs((noise**3).mean()) < within * 15**0.5 and abs((noise**4).mean() - 3) < within * 96**0.5
+    for shift in (
+        (0, 0, 0, 1),
+        (0, 0, 1, 0),
+        (0, 1, 0, 0),
+        (1, 0, 0, 0),
+    ):  # neither neighbours nor seeds tell of others
+        assert abs((noise * noise.roll(shift, (0, 1, 2, 3))).mean()) < within
+    halves = noise.flatten(1).chunk(2, dim=1)
+    assert abs((halves[0] * halves[1]).mean()) < within * 2**0.5
 
 
 @pytest.mark.parametrize(("quality", "share"), [(20, 0.2), (50, 0.2), (90, 0.45)])  # libjpeg rounds between the steps

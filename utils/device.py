@@ -1,6 +1,7 @@
 """Choose where and in which arithmetic the networks run."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -33,8 +34,7 @@ class Arithmetic:
         self.device = choose_device() if device == "auto" else named_device(device)
         wanted = precision == "bfloat16" or (precision == "auto" and is_fast_with_bfloat16(self.device))
         self.dtype = torch.bfloat16 if wanted else torch.float32
-        is_fast_with_channels_last = wanted or self.device.type == "cuda"
-        self.memory_format = torch.channels_last if is_fast_with_channels_last else torch.contiguous_format
+        self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
 
     def __str__(self) -> str:
         return f"{describe(self.device)}, {str(self.dtype).removeprefix('torch.')}"
@@ -49,7 +49,7 @@ class Arithmetic:
 
     def photos(self, photos: Tensor) -> Tensor:
         """Return a `(B, 3, H, W)` uint8 batch on the device, as float32 in [0, 1]."""
-        photos = photos.to(self.device, non_blocking=True).float().div(255)
+        photos = send(photos, self.device).float().div(255)
         return photos.contiguous(memory_format=self.memory_format)
 
 
@@ -74,6 +74,36 @@ def named_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # how torch says that it was built without the device
         raise ValueError(f'device "{name}" cannot be used: {str(error).splitlines()[0]}') from None
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on the device, by way of page-locked memory, from which a GPU fetches it by itself."""
+    if device.type == "cuda" and torch.cuda.is_available() and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def fetch(tensor: Tensor) -> Tensor:
+    """Return a tensor of the device on the CPU: what has to wait for the device goes through here.
+
+    It is called by `train.validate`, once for the scores and once for the pictures of a validation. Besides, training
+    waits in `Measured.record`, which reads a step's figures once the next step has been handed over, and for the state
+    dictionaries of checkpoints and of the weights that processes begin with. `tests/test_devices.py` knows no others.
+    """
+    return tensor.cpu()
+
+
+def places(mask: Tensor) -> Tensor:
+    """Return where a mask `(B,)` is true, `(N,)`. It is on the CPU: how many there are would have to be waited for."""
+    return mask.nonzero().flatten()
+
+
+def use_large_pages() -> None:
+    """Let PyTorch take its large tensors in pages of 2 MB, where Linux has them: a step on a CPU touches gigabytes.
+
+    To be called before the first tensor is made. The environment's own setting takes precedence.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def peak_memory() -> float:
