@@ -39,18 +39,22 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     where a window is flat; the curve's equation is linear in its slopes once multiplied by its denominator. The slopes
     of the windows that see a pixel are averaged.
     """
-    x, y = small.float(), corrected.float().clamp(0, 1)
+    x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
     radius = max(round(max(x.shape[-2:]) * WINDOW), 1)
-    below, above = y * (1 - x), x * (1 - y)  # the odds of the correction over the photo's are their ratio
-    at_black, at_white = above * (1 - x), below * x  # what the slopes multiply
-    rest = below * (1 - x) - above * x
+    product, both = x * (1 - x), x * y
+    below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
+    at_white = product * y  # what the slopes multiply
+    at_black = product - at_white
+    rest = (1 - 2 * product) * y - x.square()
     products = (at_black.square(), at_black * at_white, at_white.square(), at_black * rest, at_white * rest)
     means = box_mean(torch.cat((below, above, *products), dim=1), radius)
     below, above, bb, bw, ww, br, wr = means.chunk(7, dim=1)
     gain = ((below + 1e-4) / (above + 1e-4)).clamp(1 / STEEPEST, STEEPEST)
     # a (g at_black) - b (at_white / g) = rest - g at_black + at_white / g, squared and summed over the window
-    aa, ab, b2 = gain.square() * bb + RIDGE, -bw, ww / gain.square() + RIDGE
-    right_a, right_b = gain * (br - gain * bb + bw / gain), -(wr - gain * bw + ww / gain) / gain
+    square = gain.square()
+    bb, ww = square * bb, ww / square
+    aa, ab, b2 = bb + RIDGE, -bw, ww + RIDGE
+    right_a, right_b = gain * br - bb + bw, bw - ww - wr / gain
     determinant = aa * b2 - ab.square()
     a = ((b2 * right_a - ab * right_b) / determinant).clamp_min(-0.8)
     b = ((aa * right_b - ab * right_a) / determinant).clamp_min(-0.8)
@@ -96,18 +100,15 @@ def apply(photo: Tensor, maps: Tensor) -> Tensor:
 def box_mean(image: Tensor, radius: int) -> Tensor:
     """Return the mean over square windows of `(..., H, W)`, of the pixels that lie inside the image.
 
-    By cumulative sums, so that its cost does not depend on the radius.
+    By products with matrices of bands: its cost does not depend on the radius, and neither its result nor its gradient
+    on the order in which a GPU adds.
     """
-    for dim in (-2, -1):
-        length = image.shape[dim]
-        if length <= radius:
-            image = image.mean(dim, keepdim=True).expand_as(image)
-            continue
-        sums = image.cumsum(dim)
-        padded = F.pad(sums, (1, 0) if dim == -1 else (0, 0, 1, 0))
-        position = torch.arange(length, device=image.device)
-        last, first = (position + radius + 1).clamp(max=length), (position - radius).clamp(min=0)
-        count = (last - first).to(image.dtype)
-        total = padded.index_select(dim, last) - padded.index_select(dim, first)
-        image = total / (count if dim == -1 else count[:, None])
-    return image
+    down, across = (_windows(length, radius, image) for length in image.shape[-2:])
+    return down @ (image @ across.T)
+
+
+def _windows(length: int, radius: int, like: Tensor) -> Tensor:
+    """Return `(length, length)`: in each row, the weights of the positions in the window around one."""
+    position = torch.arange(length, device=like.device)
+    inside = ((position[:, None] - position).abs() <= radius).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)

@@ -47,7 +47,7 @@ class UNet(nn.Module):
             x = F.max_pool2d(x, 2)  # (B, C, H, W) -> (B, C, H/2, W/2)
         x = self.bridge(x)
         for up, stage, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
-            x = F.relu(up(x))  # (B, 2C, h, w) -> (B, C, 2h, 2w)
+            x = F.relu(up(x), inplace=True)  # (B, 2C, h, w) -> (B, C, 2h, 2w)
             x = stage(torch.cat((skip, x), dim=1))
         return self.head(x)[..., :height, :width]
 

@@ -1,6 +1,5 @@
 """What training minimises, and the step down its gradient."""
 
-import math
 from typing import Any
 
 import torch
@@ -64,7 +63,9 @@ def update(optimizer: torch.optim.Optimizer, processes: Processes, max_norm: flo
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     processes.sum_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.step()
     return norm
 
