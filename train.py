@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from data import Batch, LayoutError, NoPhotosError, PhotoDataset, SceneError, make_pairs
+from data import Batch, LayoutError, NoPhotosError, PhotoDataset, SceneError, ShardError, make_pairs
 from data.sources import (
     build_loader,
     describe_photos,
@@ -101,6 +101,7 @@ def run(config: Config, is_dry: bool) -> int:
         NoPhotosError,
         RunFolderError,
         SceneError,
+        ShardError,
         WeightsError,
         ValueError,
     ) as error:

@@ -65,7 +65,10 @@ def measure(options: list[str], folder: Path, arguments: argparse.Namespace) -> 
     loader, batches = build_loader(config, photos, config.batch_size, arithmetic)
     steps = min(arguments.steps, len(batches))
     earlier = EarlierTraining(
-        photos.paths, size=config.image_size[0], batch_size=config.batch_size, workers=config.num_workers
+        [path for path in photos.paths if isinstance(path, Path)],
+        size=config.image_size[0],
+        batch_size=config.batch_size,
+        workers=config.num_workers,
     )
     speeds: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):

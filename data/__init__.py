@@ -6,6 +6,7 @@ from .color_jitter import color_jitter, draw_jitter
 from .dataset import Batch, EpochBatches, Failure, NoPhotosError, PhotoDataset, collate
 from .paired import LayoutError, Pair, find_pairs
 from .scenes import Scene, SceneError
+from .shards import ShardError
 from .synthesis import make_pairs
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "PhotoDataset",
     "Scene",
     "SceneError",
+    "ShardError",
     "camera",
     "collate",
     "color_jitter",

@@ -1,5 +1,6 @@
 """Decoded and reduced photos on disk, so that a photo is decoded once and not in every epoch."""
 
+import hashlib
 import os
 import shutil
 import time
@@ -12,6 +13,8 @@ from PIL import Image
 
 from utils.files import atomic_path, sha256
 from utils.photos.reading import PhotoError, read_photo
+
+from .shards import Member, as_file
 
 SPARE_DISK = 2 * 2**30
 """Bytes of the disk that the cache leaves free: a checkpoint must still fit."""
@@ -42,7 +45,7 @@ class PhotoCache:
         self._since_scan = 0
         self._is_full = False
 
-    def read(self, path: Path, enough: int) -> Image.Image:
+    def read(self, path: Path | Member, enough: int) -> Image.Image:
         """Return a photo as `read_photo` does, reduced to a shortest side of `enough` px if it is larger.
 
         What it returns does not depend on what the cache holds.
@@ -51,7 +54,7 @@ class PhotoCache:
             PhotoError: the photo cannot be read.
         """
         if not self.limit:
-            return _reduced(read_photo(path, enough), enough)
+            return _read(path, enough)
         try:
             entry = self.folder / f"{self._digest(path)}-{enough}.npy"
         except OSError as error:
@@ -63,13 +66,16 @@ class PhotoCache:
                     self._touched.add(entry.name)
                     os.utime(entry)
                 return Image.fromarray(pixels)
-        image = _reduced(read_photo(path, enough), enough)
+        image = _read(path, enough)
         with suppress(OSError):  # read-only or full: the cache is not worth an error
             self._store(entry, np.asarray(image))
         return image
 
-    def _digest(self, path: Path) -> str:
-        """Return the SHA-256 of a photo's file, read anew only if the file has changed."""
+    def _digest(self, path: Path | Member) -> str:
+        """Return the SHA-256 of a photo's file, read anew only if the file has changed; of its place, in a shard."""
+        if isinstance(path, Member):
+            place = f"{path.digest} {path.name} {path.offset} {path.shard.stat().st_mtime_ns}"
+            return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
         status = path.stat()
         known = self._digests.get(path)
         if known is None or known[:2] != (status.st_size, status.st_mtime_ns):
@@ -112,6 +118,11 @@ class PhotoCache:
                 if item.name.endswith(".npy"):
                     entries.append((Path(item.path), item.stat()))
         return entries
+
+
+def _read(photo: Path | Member, enough: int) -> Image.Image:
+    with as_file(photo) as path:
+        return _reduced(read_photo(path, enough), enough)
 
 
 def _reduced(image: Image.Image, shortest: int) -> Image.Image:

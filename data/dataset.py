@@ -8,6 +8,7 @@ processes nor on where a run was stopped.
 import copy
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from .camera import COUNT, CameraRange, draw_camera
 from .color_jitter import draw_jitter
 from .paired import Pair
 from .scenes import Scene, draw_view
+from .shards import Member, open_shards
 
 VALIDATION_SEED = 20210625
 """Seed of the validation draws: the same in every run, whatever the run's own seed."""
@@ -38,6 +40,8 @@ SCENE_VIEWS = 2
 """Validation views of each scene."""
 LEAST_STOPS = 0.6
 """Standard deviation of a scene's view, in stops, below which it shows nothing."""
+SHARDS_AT_ONCE = 16
+"""Shards whose photos are mixed."""
 JITTERED, DEVELOPED, UNTOUCHED = range(3)
 """How a view's input is made: by colour jitter, by a camera, not at all."""
 
@@ -104,7 +108,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
     """Views of the photos below a folder, of real pairs, or of both.
 
     Args:
-        folder: searched with its sub-folders; "" for none.
+        folder: searched with its sub-folders; "" for none; or shards, as `data.shards` has them.
         image_size: height and width of the views in pixels.
         jitter: amounts of brightness, saturation, contrast and gamma, as `draw_jitter` takes them.
         seed: of the random views; None gives fixed views (the largest centred one) with fixed jitter, for validation.
@@ -126,11 +130,12 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
 
     Raises:
         NoPhotosError: the folder is missing, or holds nothing that can be opened as a photo.
+        ShardError: as `open_shards`.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Sequence[str],
         image_size: tuple[int, int],
         *,
         jitter: tuple[float, float, float, float],
@@ -147,7 +152,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         scenes: Sequence[Scene] = (),
         scene_share: float = 0.0,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder) if isinstance(folder, str | Path) else Path(folder[0]).parent
         self.image_size = image_size
         self.jitter = jitter
         self.seed = seed
@@ -161,12 +166,23 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
         self.views_per_photo = views_per_photo if seed is not None else 1
         self.scenes = list(scenes)
         self.scene_share = scene_share if self.scenes else 0.0
-        self.paths, self.sizes, self.failures = _usable_photos(self.folder) if str(folder) else ([], [], [])
-        self.names = [path.relative_to(self.folder).as_posix() for path in self.paths]
+        self.paths: list[Path | Member] = []
+        self.shards: list[int] = []
+        """Photos of each shard, and of the pairs; empty without shards."""
+        if not isinstance(folder, str | Path):
+            self.paths, self.sizes, self.failures = _photos_of_shards(folder)
+            self.names = [f"{path.shard.name}/{path.name}" for path in self.paths if isinstance(path, Member)]
+            of_shards = Counter(path.shard for path in self.paths if isinstance(path, Member))
+            self.shards = [*of_shards.values(), *([len(pairs)] if pairs else [])]
+        elif str(folder):
+            found, self.sizes, self.failures = _usable_photos(self.folder)
+            self.paths, self.names = list(found), [path.relative_to(self.folder).as_posix() for path in found]
+        else:
+            self.sizes, self.failures, self.names = [], [], []
         self.names += ["/".join(pair.input.parts[-4:]) for pair in pairs]  # wherever the set lies on each machine
         self.sizes += [pair.size for pair in pairs]
         self.inputs = [None] * len(self.paths) + [pair.input for pair in pairs]  # None: to be synthesised
-        self.paths = self.paths + [pair.target for pair in pairs]
+        self.paths += [pair.target for pair in pairs]
 
     def with_image_size(self, image_size: tuple[int, int]) -> "PhotoDataset":
         """Return the same data set with views of another size."""
@@ -270,12 +286,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             photo counts much more in the last one.
         seed: of the order; None keeps the photos in theirs.
         rank: of this process among `processes`, which share every batch out.
+        shards: photos of each shard, if they are in shards: then `SHARDS_AT_ONCE` of them, drawn anew in every epoch,
+            are mixed at a time, so that a file system that fetches whole shards fetches each once.
 
     Set `epoch`, and `first_batch` to go on in the middle of one, before iterating.
     """
 
-    def __init__(self, count: int, batch_size: int, *, seed: int | None, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int | None,
+        rank: int = 0,
+        processes: int = 1,
+        shards: Sequence[int] = (),
+    ) -> None:
         self.count = count
+        self.shards = shards
         self.seed = seed
         self.rank = rank
         self.processes = processes
@@ -291,12 +319,27 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return int(self._bounds[batch + 1] - self._bounds[batch])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self.epoch, np.arange(self.count)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        epoch, order = self.epoch, self._order()
         for batch in range(self.first_batch, len(self)):
             chosen = order[self._bounds[batch] : self._bounds[batch + 1]]
             yield [(epoch, int(index)) for index in chosen[self.rank :: self.processes]]
+
+    def _order(self) -> npt.NDArray[np.int64]:
+        """Return the order of the epoch's photos, or views of photos."""
+        if self.seed is None:
+            return np.arange(self.count)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if len(self.shards) <= SHARDS_AT_ONCE:
+            return rng.permutation(self.count)
+        photos, starts = sum(self.shards), np.cumsum([0, *self.shards])
+        drawn = rng.permutation(len(self.shards))
+        order = []
+        for first in range(0, len(drawn), SHARDS_AT_ONCE):
+            chosen = drawn[first : first + SHARDS_AT_ONCE]
+            positions = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in chosen])
+            views = np.arange(self.count // photos) * photos
+            order.append(rng.permutation((positions + views[:, None]).flatten()))
+        return np.concatenate(order)
 
 
 def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
@@ -324,6 +367,14 @@ def collate(items: Sequence[tuple[Sample | None, list[Failure]]]) -> Batch:
         indices=list(indices),
         failures=failures,
     )
+
+
+def _photos_of_shards(shards: Sequence[str]) -> tuple[list[Path | Member], list[tuple[int, int]], list[Failure]]:
+    """Return the photos of shards, their sizes, and those that cannot be read."""
+    members, failures = open_shards(shards)
+    if not members:
+        raise NoPhotosError(f"{shards[0]}: no photos in the shards; python -m data.shards makes some of a folder")
+    return [*members], [member.size for member in members], [Failure(*failure) for failure in failures]
 
 
 def _usable_photos(folder: Path) -> tuple[list[Path], list[tuple[int, int]], list[Failure]]:

@@ -21,6 +21,7 @@ from .camera import CameraRange
 from .dataset import Batch, EpochBatches, NoPhotosError, PhotoDataset, collate
 from .paired import LayoutError, Pair, find_pairs
 from .scenes import Scene, find_scenes
+from .shards import Member, as_file
 
 HELD_EVERY = 8
 """Of so many scenes one validates."""
@@ -35,6 +36,7 @@ def open_photos(
         NoPhotosError: one of them has no photos, or both have some in common.
         LayoutError: as `open_pairs`.
         SceneError: a file in `config.hdri_dir` is no scene.
+        ShardError: a shard in `config.train_data_dir` cannot be used.
     """
     scenes = open_scenes(config, is_shown=processes.is_first)
     held = scenes[HELD_EVERY - 1 :: HELD_EVERY]
@@ -62,8 +64,10 @@ def open_scenes(config: Config, *, is_shown: bool = True) -> list[Scene]:
     return find_scenes(Path(config.hdri_dir))
 
 
-def open_folder(config: Config, folder: str, *, training: bool, scenes: Sequence[Scene] = ()) -> PhotoDataset:
-    """Return the random views of a folder, and of scenes, for training, or fixed views for validation."""
+def open_folder(
+    config: Config, folder: str | Sequence[str], *, training: bool, scenes: Sequence[Scene] = ()
+) -> PhotoDataset:
+    """Return the random views of a folder or of shards, and of scenes, for training, or fixed views for validation."""
     return PhotoDataset(
         folder,
         config.image_size,
@@ -137,7 +141,14 @@ def build_loader(
     config: Config, dataset: PhotoDataset, batch_size: int, arithmetic: Arithmetic, processes: Processes = ALONE
 ) -> tuple[DataLoader[Any], EpochBatches]:
     """Return the loader of this process's share of a data set, and the sampler that drives it."""
-    batches = EpochBatches(len(dataset), batch_size, seed=dataset.seed, rank=processes.rank, processes=processes.count)
+    batches = EpochBatches(
+        len(dataset),
+        batch_size,
+        seed=dataset.seed,
+        rank=processes.rank,
+        processes=processes.count,
+        shards=dataset.shards,
+    )
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -162,12 +173,12 @@ def refuse_common_photos(photos: PhotoDataset, valid_photos: PhotoDataset) -> No
     seen = {}
     for path in photos.paths:
         with suppress(OSError):  # it will be named when it is read
-            seen[fingerprint(path)] = path
+            seen[_print_of(path)] = path
     common = []
     for path in valid_photos.paths:
         with suppress(OSError):
-            other = seen.get(fingerprint(path))
-            if other is not None and sha256(path) == sha256(other):
+            other = seen.get(_print_of(path))
+            if other is not None and _sha256(path) == _sha256(other):
                 common.append((path, other))
     if common:
         path, other = common[0]
@@ -176,6 +187,15 @@ def refuse_common_photos(photos: PhotoDataset, valid_photos: PhotoDataset) -> No
             f"{path} is also in the training set, as {other}{more}: the best epoch would be chosen on photos that were "
             "trained on; take them out of one of the two folders"
         )
+
+
+def _print_of(photo: Path | Member) -> str:
+    return photo.digest if isinstance(photo, Member) else fingerprint(photo)
+
+
+def _sha256(photo: Path | Member) -> str:
+    with as_file(photo) as path:
+        return sha256(path)
 
 
 def require_same_photos(config: Config, digests: list[list[str]]) -> None:
@@ -213,6 +233,7 @@ def describe_photos(config: Config, photos: PhotoDataset, valid_photos: PhotoDat
         real = sum(path is not None for path in dataset.inputs)
         pairs = f", {real} of them real pairs" if real else ""
         where = getattr(config, name) or "(none)"
+        where = where if isinstance(where, str) else f"{len(where)} shards"
         lit = f", {len(dataset.scenes)} scenes in linear light" if dataset.scenes else ""
         print(f"{name} {where}: {len(dataset.paths)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}{lit}")
 

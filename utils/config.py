@@ -45,8 +45,9 @@ class Config:
     discriminator_image_size: tuple[int, int] = _between(DISCRIMINATOR_MIN_SIZE, 8192)
     """Height and width in pixels to which photos are resized for the discriminator."""
 
-    train_data_dir: str
-    """Folder of normally exposed photos to train on, sub-folders included; "" for none, with `train_pairs`."""
+    train_data_dir: str | tuple[str, ...]
+    """Folder of normally exposed photos to train on, sub-folders included; "" for none, with `train_pairs`. Or a list
+    of shards, tar files as `python -m data.shards` packs them, such as ["shards/train-*.tar"]."""
 
     valid_data_dir: str
     """Folder of normally exposed photos to validate on, sub-folders included; "" for none, with `valid_pairs`."""
@@ -436,7 +437,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
         _refuse_unknown({name: value})
     except ConfigError as error:
         raise ConfigError(f"--set {override}: {error}") from None
-    is_text = _kinds()[name] is str
+    is_text = _kinds()[name] is str or (name == "train_data_dir" and not isinstance(value, list))
     return name, text if is_text and not isinstance(value, str) else value
 
 
@@ -503,7 +504,13 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
                 f'{item.name} = {shown}: a list of "DATASET:FOLDER" is expected, such as ["msec:data/MSEC"]'
             )
         return
-    if kind is str:
+    if kind == str | tuple[str, ...] and isinstance(value, tuple):
+        if not value or not all(isinstance(v, str) and v.endswith(".tar") and "\0" not in v for v in value):
+            raise ConfigError(
+                f'{item.name} = {shown}: a folder, or a list of shards, such as ["train-*.tar"], is expected'
+            )
+        return
+    if kind in (str, str | tuple[str, ...]):
         if not isinstance(value, str) or "\0" in value:
             raise ConfigError(f'{item.name} = {shown}: a text without null bytes is expected, such as "..."')
         return
