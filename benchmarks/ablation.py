@@ -19,7 +19,7 @@ CANDIDATES: dict[str, list[str]] = {
     "conf.json": [],
     "no_scenes": ["scene_share=0"],
     "more_scenes": ["scene_share=0.4"],
-    "no_mild_errors": ["camera_mild_share=0"],
+    "mild_errors": ["camera_mild_share=0.15"],
     "no_stretch": ["camera_stretch=0"],
     "more_untouched": ["identity_share=0.3"],
     "targets_of_any_brightness": ["normalise_targets=0"],
