@@ -7,7 +7,7 @@ import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -246,15 +246,24 @@ def reduced(pixels: Pixels, size: int) -> Image.Image:
         image = pixels.reduce(step) if step > 1 else pixels
     else:
         step = max(max(pixels.shape[:2]) // (2 * size), 1)
-        (height, down), (width, across) = ((length, min(step, length)) for length in pixels.shape[:2])
-        blocks = pixels[: height // down * down, : width // across * across]
-        blocks = blocks.reshape(height // down, down, width // across, across, -1)
-        image = to_8_bits(blocks.mean(axis=(1, 3), dtype=np.float32).round().astype(pixels.dtype))
+        image = to_8_bits(_block_means(pixels, step) if step > 1 else pixels)
     if max(image.size) <= size:
         return image.copy()
     image = image.copy() if image is pixels else image
     image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
     return image
+
+
+def _block_means(pixels: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
+    """Return the means of blocks of `step` by `step` pixels of `(H, W, C)`, as Pillow's `reduce` has them for images."""
+    height, width, channels = pixels.shape
+    tops, lefts = np.arange(0, height, step), np.arange(0, width, step)
+    sums = np.empty((len(tops), width * channels), np.uint16 if pixels.dtype == np.uint8 and step < 257 else np.uint32)
+    for top, row in zip(tops, sums, strict=True):  # much quicker than reduceat along this axis
+        pixels[top : top + step].reshape(-1, width * channels).sum(axis=0, dtype=row.dtype, out=row)
+    blocks = np.add.reduceat(sums.reshape(len(tops), width, channels), lefts, axis=1, dtype=np.float64)
+    counts = np.diff(tops, append=height)[:, None] * np.diff(lefts, append=width)
+    return (blocks / counts[..., None] + 0.5).astype(pixels.dtype)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

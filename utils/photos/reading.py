@@ -164,6 +164,40 @@ def _decode(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
+def _decode_jpeg(image: ImageFile.ImageFile) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels `(H, W, C)` of an opened JPEG, to the bit what Pillow makes of it, but without its copies.
+
+    None for what needs Pillow: other formats, CMYK, photos to be turned, and files that are cut short, which libjpeg
+    would fill with grey.
+    """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode not in ("L", "RGB"):
+        return None
+    if _orientation(image) != 1 or image.fp is None:
+        return None
+    image.fp.seek(0)
+    data = image.fp.read()
+    if not _has_jpeg_end(data):
+        return None
+    import imagecodecs
+
+    with suppress(imagecodecs.Jpeg8Error):
+        pixels: npt.NDArray[np.uint8] = imagecodecs.jpeg8_decode(data)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.dtype == np.uint8 and pixels.shape == (image.height, image.width, len(image.getbands())):
+            return pixels
+    return None
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Tell whether a JPEG's first picture has an end: the thumbnails and second pictures of cameras have ends too."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and len(data) >= place + 4:
+        if data[place + 1] == 0xDA:  # the pixels begin: from here on, 0xFF stands before markers only
+            return data.find(b"\xff\xd9", place) >= 0
+        place += 1 if data[place + 1] == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
+
+
 def read_photo(path: Path, enough: int | None = None) -> Image.Image:
     """Open and decode a photo: "RGB", upright, sRGB, 8 bits; transparency is dropped, a broken colour profile ignored.
 
@@ -287,6 +321,10 @@ def load_photo(path: Path) -> Photo:
             return Photo(pixels, alpha, profile, kind, *_metadata(image, (pixels.shape[1], pixels.shape[0])), options)
         if depth != "8":
             raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
+        if (pixels := _decode_jpeg(image)) is not None:
+            if not profile or leads_back(profile, "L" if pixels.shape[2] == 1 else "RGB"):
+                size = pixels.shape[1], pixels.shape[0]
+                return Photo(pixels, None, profile, kind, *_metadata(image, size), options)
         _decode(image)
         transparency = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         plain = without_alpha(image)
@@ -386,6 +424,7 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
             options["dpi"] = (down, across) if _orientation(image) >= 5 else (across, down)
     if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("L", "RGB"):
         options["qtables"] = image.quantization
+        options["comment"] = image.info.get("comment", b"")
         options["progressive"] = bool(image.info.get("progressive"))
         if (subsampling := JpegImagePlugin.get_sampling(image)) >= 0:
             options["subsampling"] = subsampling

@@ -39,9 +39,9 @@ def save_photo(
     if not keep_metadata:
         options.pop("extra", None)
         if kind == "JPEG":
-            options["comment"] = b""  # else that of the file is kept
+            options["comment"] = b""  # else Pillow keeps that of the image
     pixels, alpha, profile = photo.pixels, photo.alpha, photo.profile
-    if not isinstance(pixels, Image.Image) and kind not in ("PNG", "TIFF"):
+    if not isinstance(pixels, Image.Image) and (pixels.dtype == np.uint8 or kind not in ("PNG", "TIFF")):
         pixels = to_8_bits(pixels)
     if isinstance(pixels, Image.Image):
         if isinstance(alpha, np.ndarray):
