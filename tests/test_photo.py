@@ -9,7 +9,7 @@ import tifffile
 from conftest import picture
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
 
-from utils.photos.reading import PhotoError, load_photo, read_photo
+from utils.photos.reading import PhotoError, load_photo, read_photo, to_8_bits
 from utils.photos.writing import save_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -323,3 +323,62 @@ def test_avif_of_more_than_8_bits_is_refused(tmp_path):
     assert load_photo(tmp_path / "a.avif").size == (64, 48)
     with pytest.raises(PhotoError, match="more than 8 bits"):
         load_photo(tmp_path / "b.avif")
+
+
+@pytest.mark.parametrize("size", [(64, 48), (65, 49), (1, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_are_decoded_and_encoded_to_the_bit_as_pillow_does(tmp_path, monkeypatch, size, mode, progressive):
+    path = tmp_path / "a.jpg"
+    kept = {"exif": exif(), "icc_profile": SRGB if mode == "RGB" else None, "comment": b"mine", "dpi": (300, 200)}
+    kept["exif"].pop(ExifTags.Base.Orientation)
+    for subsampling, quality in ((0, 100), (1, 49), (2, 75), (2, "web_high")):
+        options = {"quality": quality, "progressive": progressive, **kept}
+        picture(*size).convert(mode).save(path, subsampling=subsampling, **options)
+        photo = load_photo(path)
+        assert isinstance(photo.pixels, np.ndarray)
+        with Image.open(path) as image:
+            assert np.array_equal(photo.pixels.reshape(np.array(image).shape), np.array(image))
+            for options in ({}, {"quality": 33}, {"keep_metadata": False}):
+                results = []
+                for pixels in (photo.pixels, to_8_bits(photo.pixels)):
+                    photo.pixels = pixels
+                    save_photo(tmp_path / "b.jpg", photo, **options)
+                    results.append((tmp_path / "b.jpg").read_bytes())
+                assert results[0] == results[1]
+            with monkeypatch.context() as patch:  # most without Pillow's encoder
+                patch.setattr("utils.photos.writing.to_8_bits", lambda pixels: pytest.fail("a copy of the photo"))
+                if mode == "RGB" and not progressive and quality != "web_high":
+                    save_photo(tmp_path / "b.jpg", photo)
+                photo.pixels = np.array(image).reshape(*size[::-1], -1)
+
+
+def test_one_flipped_byte_in_a_jpeg_gives_what_pillow_gives(tmp_path):
+    path = tmp_path / "a.jpg"
+    picture(64, 48).save(path, quality=90)
+    whole = path.read_bytes()
+    for place in range(2, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes((whole[place] ^ 0x55,)) + whole[place + 1 :])
+        try:
+            with Image.open(path) as image:
+                expected = np.array(image)
+        except Exception:
+            with pytest.raises(PhotoError):
+                load_photo(path)
+        else:
+            if expected.ndim == 3 and expected.shape[2] == 3:
+                assert np.array_equal(np.array(load_photo(path).pixels), expected)
+
+
+def test_a_jpeg_that_is_cut_short_is_refused_though_its_thumbnail_is_whole(tmp_path):
+    thumbnail = io.BytesIO()
+    picture(16, 16).save(thumbnail, "JPEG")
+    picture(64, 48).save(
+        tmp_path / "a.jpg", extra=b"\xff\xe5" + (thumbnail.tell() + 2).to_bytes(2, "big") + thumbnail.getvalue()
+    )
+    whole = (tmp_path / "a.jpg").read_bytes()
+    load_photo(tmp_path / "a.jpg")
+    for length in (len(whole) - 1, len(whole) - 2, len(whole) - 100):
+        (tmp_path / "b.jpg").write_bytes(whole[:length])
+        with pytest.raises(PhotoError, match="cut short"):
+            load_photo(tmp_path / "b.jpg")

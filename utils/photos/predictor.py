@@ -255,7 +255,7 @@ def reduced(pixels: Pixels, size: int) -> Image.Image:
 
 
 def _block_means(pixels: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
-    """Return the means of blocks of `step` by `step` pixels of `(H, W, C)`, as Pillow's `reduce` has them for images."""
+    """Return the means of blocks of `step` by `step` pixels of `(H, W, C)`: what Pillow's `reduce` is for images."""
     height, width, channels = pixels.shape
     tops, lefts = np.arange(0, height, step), np.arange(0, width, step)
     sums = np.empty((len(tops), width * channels), np.uint16 if pixels.dtype == np.uint8 and step < 257 else np.uint32)

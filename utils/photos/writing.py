@@ -1,14 +1,17 @@
 """Write photos in their own depth and colour space, with all that belongs to them."""
 
+import functools
+import io
 import os
 import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
+import numpy.typing as npt
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from ..files import atomic_path
 from .reading import TIFF_TEXTS, Photo, PhotoError, to_8_bits, to_srgb
@@ -41,8 +44,9 @@ def save_photo(
         if kind == "JPEG":
             options["comment"] = b""  # else Pillow keeps that of the image
     pixels, alpha, profile = photo.pixels, photo.alpha, photo.profile
-    if not isinstance(pixels, Image.Image) and (pixels.dtype == np.uint8 or kind not in ("PNG", "TIFF")):
-        pixels = to_8_bits(pixels)
+    if not isinstance(pixels, Image.Image):
+        stays = kind == "JPEG" and alpha is None if pixels.dtype == np.uint8 else kind in ("PNG", "TIFF")
+        pixels = pixels if stays else to_8_bits(pixels)
     if isinstance(pixels, Image.Image):
         if isinstance(alpha, np.ndarray):
             alpha = to_8_bits(alpha[..., None])
@@ -60,16 +64,15 @@ def save_photo(
     with atomic_path(path) as temporary:
         if kind == "TIFF":
             _write_tiff(temporary, ready)
-        elif isinstance(pixels, Image.Image):
-            _write_image(temporary, ready, kind, quality)
-        else:
+        elif kind == "PNG" and not isinstance(pixels, Image.Image):
             _write_deep_png(temporary, ready)
+        else:
+            _write_image(temporary, ready, kind, quality)
 
 
 def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> None:
-    """Write a photo of 8 bits whose transparency is in its image already."""
-    image, options, exif, xmp = photo.pixels, photo.options, photo.exif, photo.xmp
-    assert isinstance(image, Image.Image)
+    """Write a photo of 8 bits, an image with its transparency, or an array for JPEG."""
+    pixels, options, exif, xmp = photo.pixels, photo.options, photo.exif, photo.xmp
     if quality is not None:
         options.pop("qtables", None)
         options.pop("lossless", None)
@@ -93,7 +96,12 @@ def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> No
     for leave_out in ((), ("progressive",), ("progressive", "xmp"), ("progressive", "xmp", "exif")):
         kept = {name: value for name, value in options.items() if name not in leave_out}
         try:
-            image.save(path, format=kind, icc_profile=photo.profile, **kept)
+            if not isinstance(pixels, Image.Image):
+                if (data := _encode_jpeg(pixels, photo.profile, kept)) is not None:
+                    path.write_bytes(data)
+                    return
+                pixels = to_8_bits(pixels)
+            pixels.save(path, format=kind, icc_profile=photo.profile, **kept)
             return
         except ValueError as error:
             last: Exception = error
@@ -102,6 +110,47 @@ def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> No
                 raise
             last = error
     raise PhotoError(f"cannot be written as {kind}: {last}")
+
+
+def _encode_jpeg(pixels: npt.NDArray[Any], profile: bytes | None, options: dict[str, Any]) -> bytes | None:
+    """Return an `(H, W, 3)` array as JPEG, to the bit as Pillow writes it, but without a copy of its own.
+
+    None for what needs Pillow: progressive scans, grey, quantisation by other tables than the standard's.
+    """
+    sampling = {0: "444", 1: "422", 2: "420"}.get(options["subsampling"])
+    tables: dict[int, list[int]] | None = options.get("qtables")
+    quality = _qualities().get(_key(list(tables.values()))) if tables else options["quality"]
+    if pixels.shape[2] != 3 or options.get("progressive") or sampling is None or quality is None:
+        return None
+    import imagecodecs
+
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "JPEG", icc_profile=profile, **options)  # for its metadata, which come first
+    first, data = file.getvalue(), imagecodecs.jpeg8_encode(pixels, quality, subsampling=sampling)
+    return first[: _place_of_tables(first)] + data[_place_of_tables(data) :]
+
+
+@functools.cache
+def _qualities() -> dict[bytes, int]:
+    """Return the qualities from 1 to 100 by the two tables of the JPEG standard, scaled as libjpeg does."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "JPEG", quality=50)  # the tables as the standard has them
+    with Image.open(file, formats=["JPEG"]) as image:
+        standard = np.array(list(cast(JpegImagePlugin.JpegImageFile, image).quantization.values()))
+    scales = {quality: 5000 // quality if quality < 50 else 200 - 2 * quality for quality in range(1, 101)}
+    return {_key((standard * scale + 50) // 100): quality for quality, scale in scales.items()}
+
+
+def _key(tables: npt.ArrayLike) -> bytes:
+    return np.clip(tables, 1, 255).astype(np.uint8).tobytes()
+
+
+def _place_of_tables(data: bytes) -> int:
+    """Return where the quantisation tables of a JPEG stand."""
+    place = 2
+    while data[place + 1] != 0xDB:
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place
 
 
 def _write_deep_png(path: Path, photo: Photo) -> None:
