@@ -245,7 +245,9 @@ def reduced(pixels: Pixels, size: int) -> Image.Image:
         step = max(pixels.size) // (2 * size)
         image = pixels.reduce(step) if step > 1 else pixels
     else:
-        step = max(max(pixels.shape[:2]) // (2 * size), 1)
+        step = max(pixels.shape[:2]) // (2 * size)
+        if pixels.dtype == np.uint8 and step < 8:  # a small photo: quicker
+            return reduced(to_8_bits(pixels), size)
         image = to_8_bits(_block_means(pixels, step) if step > 1 else pixels)
     if max(image.size) <= size:
         return image.copy()

@@ -321,10 +321,9 @@ def load_photo(path: Path) -> Photo:
             return Photo(pixels, alpha, profile, kind, *_metadata(image, (pixels.shape[1], pixels.shape[0])), options)
         if depth != "8":
             raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
-        if (pixels := _decode_jpeg(image)) is not None:
-            if not profile or leads_back(profile, "L" if pixels.shape[2] == 1 else "RGB"):
-                size = pixels.shape[1], pixels.shape[0]
-                return Photo(pixels, None, profile, kind, *_metadata(image, size), options)
+        if kind == "JPEG" and (not profile or leads_back(profile, image.mode)):
+            if (decoded := _decode_jpeg(image)) is not None:
+                return Photo(decoded, None, profile, kind, *_metadata(image, image.size), options)
         _decode(image)
         transparency = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         plain = without_alpha(image)

@@ -126,7 +126,7 @@ def _encode_jpeg(pixels: npt.NDArray[Any], profile: bytes | None, options: dict[
 
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "JPEG", icc_profile=profile, **options)  # for its metadata, which come first
-    first, data = file.getvalue(), imagecodecs.jpeg8_encode(pixels, quality, subsampling=sampling)
+    first, data = file.getvalue(), bytes(imagecodecs.jpeg8_encode(pixels, quality, subsampling=sampling))
     return first[: _place_of_tables(first)] + data[_place_of_tables(data) :]
 
 
