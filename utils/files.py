@@ -19,8 +19,10 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on success it is flushed to disk and renamed to `path`.
+
+    Unless it is to be durable, a power failure soon afterwards may undo the renaming, but never leave half a file.
 
     Raises:
         OSError: the folder is missing, read-only or full; `path` is then as it was and no temporary file is left.
@@ -34,7 +36,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()

@@ -4,8 +4,9 @@ What `models.curves.apply` does to tensors, for images and arrays of 8 and 16 bi
 processor's cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,12 +68,9 @@ class _Strips:
         values = width * channels
         self.count = min(max(STRIP // values, 1), height)  # most rows of a strip
         self.wide, self.wide_from = torch.empty(2, 0, values), 0
-        ends = torch.ones(2, self.count, values)  # X, and the one of the denominator
-        product, curves = torch.empty(self.count, values), torch.empty(2, self.count, values)
-        self.buffers = [
-            (ends[:, :n], ends[0, :n], ends[0, :n].numpy(), product[:n], curves[:, :n], *curves[:, :n].numpy())
-            for n in range(1, self.count + 1)
-        ]
+        self.ends = torch.ones(2, self.count, values)  # X, and the one of the denominator
+        self.product, self.curves = torch.empty(self.count, values), torch.empty(2, self.count, values)
+        self.views: dict[int, Sequence[Any]] = {}  # of these, for strips of so many rows
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""
@@ -84,14 +82,18 @@ class _Strips:
 
     def correct(self, rows: Deep, top: int) -> None:
         """Correct `(rows, W C)` in place, which begin at row `top` of the photo."""
-        ends, x, values, product, curves, numerator, denominator = self.buffers[len(rows) - 1]
+        count = len(rows)
+        if count not in self.views:
+            views = self.ends[:, :count], self.product[:count], self.curves[:, :count]
+            self.views[count] = *views, self.ends[0, :count], self.ends[0, :count].numpy(), *views[2].numpy()
+        ends, product, curves, x, values, numerator, denominator = self.views[count]
         values[:] = rows
         if self.is_shallow:
             torch.addcmul(x, x, x, value=-1 / 255, out=product)
         else:
             torch.sub(self.white, x, out=product).mul_(x)
-        upper, lower = self._around(top, top + len(rows))
-        torch.lerp(upper, lower, self.share[top : top + len(rows)], out=curves)
+        upper, lower = self._around(top, top + count)
+        torch.lerp(upper, lower, self.share[top : top + count], out=curves)
         torch.addcmul(ends, curves, product, out=curves)
         np.divide(numerator, denominator, out=numerator)
         np.add(numerator, 0.5, out=numerator, dtype=np.float32)  # rounds what is cut here:

@@ -61,7 +61,7 @@ def save_photo(
                 pixels = pixels.copy()
                 pixels.putalpha(alpha)
     ready = replace(photo, pixels=pixels, alpha=alpha, profile=profile, exif=exif, xmp=xmp, options=options)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=False) as temporary:  # a photo that is missing is made again by the next run
         if kind == "TIFF":
             _write_tiff(temporary, ready)
         elif kind == "PNG" and not isinstance(pixels, Image.Image):
