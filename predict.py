@@ -371,7 +371,7 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
     from tqdm import tqdm
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(arguments.workers or cores, len(jobs)) or 1
+    workers = min(arguments.workers or 2 * cores, len(jobs)) or 1
     threads = torch.get_num_threads()
     torch.set_num_threads(max(threads // workers, 1))
     memory, pending, rest = Memory(), set[Future[Result]](), iter(jobs)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 Deep = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
-STRIP = 98304
+STRIP = 160_000
 """Values corrected at a time, in whole rows: their floats stay in the cache, and the calls cost little beside them."""
+
+_HALF = np.float32(0.5)
 
 
 def apply_curves(photo: Image.Image | Deep, maps: Tensor) -> None:
@@ -64,10 +66,12 @@ class _Strips:
         self.knots = maps.shape[2]
         position = ((torch.arange(height) + 0.5) * (self.knots / height) - 0.5).clamp(0, self.knots - 1)
         self.above = position.long()  # the row of the maps above a row of the photo
+        self.knot = self.above.tolist()
         self.share = (position - self.above)[:, None]  # of the row below
         values = width * channels
         self.count = min(max(STRIP // values, 1), height)  # most rows of a strip
         self.wide, self.wide_from = torch.empty(2, 0, values), 0
+        self.pair: tuple[int, Tensor, Tensor] | None = None  # a row of the maps, and the one below
         self.ends = torch.ones(2, self.count, values)  # X, and the one of the denominator
         self.product, self.curves = torch.empty(self.count, values), torch.empty(2, self.count, values)
         self.views: dict[int, Sequence[Any]] = {}  # of these, for strips of so many rows
@@ -76,7 +80,7 @@ class _Strips:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""
         ends = list(range(self.count, self.height, self.count))
         if self.height >= self.count * self.knots:
-            ends = ((self.above.diff() != 0).nonzero()[:, 0] + 1).tolist()
+            ends = [row for row in range(1, self.height) if self.knot[row] != self.knot[row - 1]]
         for first, last in pairwise([0, *ends, self.height]):
             yield from pairwise([*range(first, last, self.count), last])
 
@@ -96,17 +100,19 @@ class _Strips:
         torch.lerp(upper, lower, self.share[top : top + count], out=curves)
         torch.addcmul(ends, curves, product, out=curves)
         np.divide(numerator, denominator, out=numerator)
-        np.add(numerator, 0.5, out=numerator, dtype=np.float32)  # rounds what is cut here:
+        np.add(numerator, _HALF, out=numerator)  # rounds what is cut here:
         np.copyto(rows, numerator, casting="unsafe")
 
     def _around(self, top: int, bottom: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the maps above and below rows of the photo, at its width: `(2, rows or 1, W C)` each."""
-        first, last = int(self.above[top]), int(self.above[bottom - 1])
+        first, last = self.knot[top], self.knot[bottom - 1]
+        if self.pair and self.pair[0] == first == last:
+            return self.pair[1:]
         if first < self.wide_from or last + 2 > self.wide_from + self.wide.shape[1]:
             self._widen(first, last + 2)
-        first, last = first - self.wide_from, last - self.wide_from
         if first == last:
-            return self.wide[:, first : first + 1], self.wide[:, first + 1 : first + 2]
+            self.pair = first, *self.wide[:, first - self.wide_from :][:, :2].split(1, dim=1)
+            return self.pair[1:]
         index = self.above[top:bottom] - self.wide_from
         return self.wide.index_select(1, index), self.wide.index_select(1, index + 1)
 
