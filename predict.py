@@ -194,7 +194,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--strip-metadata", action="store_true", help="leave out EXIF and XMP; the colour profile stays")
     add("--overwrite", action="store_true", help="correct again what the output folder already holds")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto, a GPU where there is one)")
-    add("--workers", type=int, help="photos in work at once (default: one for each processor core)")
+    add("--workers", type=int, help="photos in work at once (default: two for each processor core)")
     add("--report", action="store_true", help="write index.html into the output folder: before and after, side by side")
     add("--dry-run", action="store_true", help="only say what would be written where")
     add("--json", action="store_true", help="print one JSON object for each photo; the summary goes to stderr")
@@ -223,7 +223,7 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
 
     Every file keeps its name; none replaces an original or another.
     """
-    from utils.photos.reading import OPTIONAL, SUFFIXES
+    from utils.photos.reading import SUFFIXES
 
     ignored = 0
     found: dict[Path, Path] = {}  # photo -> folder of the output
@@ -234,12 +234,17 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
             if not paths:
                 refusals.append((given, "no such file"))
         for path in paths:
+            try:
+                os.stat(path)
+            except OSError as error:
+                refusals.append((path, str(error.strerror)))
+                continue
             if not os.path.isdir(path):
                 found.setdefault(path, arguments.output)
                 continue
             before = len(refusals)
             files = sorted(walk(path, arguments, refusals))
-            photos = [file for file in files if file.suffix.lower() in SUFFIXES or file.suffix.lower() in OPTIONAL]
+            photos = [file for file in files if file.suffix.lower() in SUFFIXES or is_optional(file.suffix)]
             ignored += len(files) - len(photos)
             folders = {file: arguments.output / file.parent.relative_to(path) for file in photos}
             found |= {file: to for file, to in folders.items() if not is_own_work(file, to, arguments.suffix)}
@@ -292,22 +297,25 @@ def is_own_work(file: Path, folder: Path, suffix: str) -> bool:
 def destinations(found: dict[Path, Path], arguments: argparse.Namespace) -> Iterator[Job]:
     """Yield where each photo goes; those that would get one name, as a.jpg and a.png as PNG, keep their old ending.
 
-    A camera's raw file keeps it always, as there is often a JPEG of the same name beside it.
+    A camera's raw file keeps it always, as there is often a JPEG of the same name beside it. A JPEG called .heic or
+    .dng becomes .jpg, a HEIC called .jpg .heic; among the other formats a photo keeps its name, be it right or wrong.
     """
-    endings = {"jpeg": ".jpg", "tiff": ".tif"}
+    endings = {"JPEG": ".jpg", "TIFF": ".tif", "HEIF": ".heic", "RAW": ".jpg"}
     named: dict[Path, list[Path]] = {}
+    raw = set[Path]()
     for source, folder in found.items():
-        stem, ending = source.stem, source.suffix
-        if arguments.format and not is_of_format(ending, arguments.format):
-            ending = endings.get(arguments.format, f".{arguments.format}")
-        elif is_raw(source):
-            ending = ".jpg"
-        if is_raw(source):
+        stem, ending, content = source.stem, source.suffix, content_of(source)
+        kind = arguments.format.upper() if arguments.format else content
+        is_wrong = kind and ending.lower() not in endings_of(kind)
+        if is_wrong and (arguments.format or is_optional(ending) or kind in ("HEIF", "RAW")):
+            ending = endings.get(kind, f".{kind.lower()}")
+        if content == "RAW":
+            raw.add(source)
             stem = source.name
         named.setdefault(folder / f"{stem}{arguments.suffix}{ending}", []).append(source)
     for destination, sources in named.items():
         for source in sources:
-            if len(sources) > 1 and source.suffix != destination.suffix and not is_raw(source):
+            if len(sources) > 1 and source.suffix != destination.suffix and source not in raw:
                 yield Job(source, destination.with_name(f"{source.name}{arguments.suffix}{destination.suffix}"))
             else:
                 yield Job(source, destination)
@@ -330,18 +338,30 @@ def identity(path: Path) -> tuple[int, int] | str:
         return str(path.absolute())
 
 
-def is_of_format(ending: str, name: str) -> bool:
-    """Tell whether a file's ending is one of a format's."""
+def content_of(path: Path) -> str:
+    """Return a photo's format, by its content; "" where that cannot be told: the reason is named when it is read."""
+    from utils.photos.reading import PhotoError, format_of
+
+    with suppress(PhotoError):
+        return format_of(path)
+    return ""
+
+
+def endings_of(kind: str) -> list[str]:
+    """Return the endings, in lower case, of a format; none for raw files, which become JPEGs."""
     from utils.photos.reading import FORMATS as ENDINGS
-
-    return ending.lower() in ENDINGS[name.upper()].split()
-
-
-def is_raw(path: Path) -> bool:
-    """Tell whether a file is a camera's raw file, by its ending."""
     from utils.photos.reading import OPTIONAL
 
-    return OPTIONAL.get(path.suffix.lower()) == "rawpy"
+    if kind == "HEIF":
+        return [ending for ending, package in OPTIONAL.items() if package == "pillow-heif"]
+    return ENDINGS[kind].split() if kind in ENDINGS else []
+
+
+def is_optional(ending: str) -> bool:
+    """Tell whether a file's ending is that of a format that needs a package of its own."""
+    from utils.photos.reading import OPTIONAL
+
+    return ending.lower() in OPTIONAL
 
 
 def is_same_file(first: Path, second: Path) -> bool:

@@ -1,16 +1,19 @@
 import importlib
 import io
+import struct
 from types import SimpleNamespace
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import picture
 from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
 
+from utils.colour import from_linear, to_linear
 from utils.photos.reading import PhotoError, load_photo, read_photo, to_8_bits
-from utils.photos.writing import save_photo
+from utils.photos.writing import _png_chunk, save_photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:rights="mine"/></x:xmpmeta>'
@@ -223,7 +226,7 @@ def test_optional_formats_say_what_to_install(tmp_path, monkeypatch, name, packa
         raise ImportError(module)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    (tmp_path / name).write_bytes(b"anything")
+    (tmp_path / name).write_bytes(b"\0\0\0\x10ftypheic\0\0\0\0" if name == "a.heic" else b"anything")
     with pytest.raises(PhotoError, match=f"need the package {package}: pip install {package}"):
         load_photo(tmp_path / name)
 
@@ -383,3 +386,112 @@ def test_a_jpeg_that_is_cut_short_is_refused_though_its_thumbnail_is_whole(tmp_p
         (tmp_path / "b.jpg").write_bytes(whole[:length])
         with pytest.raises(PhotoError, match="cut short"):
             load_photo(tmp_path / "b.jpg")
+
+
+def png_with(path, image, *chunks, **options):
+    """Write a PNG with chunks of one's own after its header."""
+    image.save(path, "PNG", **options)
+    data = path.read_bytes()
+    inserted = b"".join(_png_chunk(kind, content) for kind, content in chunks)
+    path.write_bytes(data[:33] + inserted + data[33:])
+
+
+def cicp(*codes):
+    return b"cICP", bytes(codes)
+
+
+def chrm(white, primaries):
+    return b"cHRM", struct.pack(">8I", *(round(1e5 * value) for value in (*white, *primaries)))
+
+
+P3 = (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(
+    "chunks",
+    [[cicp(12, 13, 0, 1)], [chrm((0.3127, 0.329), P3)], [chrm((0.3127, 0.329), P3), (b"gAMA", b"\0\0\xb1\x8f")]],
+)
+def test_colours_named_by_a_pngs_chunks_are_honoured_and_written(tmp_path, chunks, depth):
+    image = picture(40, 30)
+    if depth == 16:
+        image = np.array(image).astype(np.uint16) * 257
+        (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
+        data = (tmp_path / "a.png").read_bytes()
+        added = b"".join(_png_chunk(*chunk) for chunk in chunks)
+        (tmp_path / "a.png").write_bytes(data[:33] + added + data[33:])
+    else:
+        png_with(tmp_path / "a.png", image, *chunks)
+    # Display P3 by its matrix, with the transfer function of sRGB
+    light = to_linear(torch.from_numpy(np.array(picture(40, 30)) / 255).permute(2, 0, 1))
+    matrix = torch.tensor([[1.2249, -0.2249, 0], [-0.0421, 1.0421, 0], [-0.0196, -0.0786, 1.0983]], dtype=torch.float64)
+    expected = 255 * from_linear(torch.einsum("ij,jhw->ihw", matrix, light).clamp(0, 1)).permute(1, 2, 0).numpy()
+    assert np.abs(np.array(read_photo(tmp_path / "a.png")) - expected).max() <= 2.5
+    photo = load_photo(tmp_path / "a.png")
+    save_photo(tmp_path / "b.png", photo)
+    assert np.abs(np.array(read_photo(tmp_path / "b.png")) - expected).max() <= 2.5
+    with Image.open(tmp_path / "b.png") as after:
+        assert after.info["icc_profile"] == photo.profile and "gamma" not in after.info
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_transfer_functions_of_a_png_are_honoured(tmp_path, grey):
+    image = Image.new("L" if grey else "RGB", (8, 8), 120 if grey else (120, 120, 120))
+    for chunk, expected in (
+        (cicp(1, 8, 0, 1), 182),  # linear light
+        ((b"gAMA", struct.pack(">I", 100_000)), 182),
+        (cicp(1, 1, 0, 1), 132),  # BT.709
+        (cicp(1, 13, 0, 1), 120),
+        (cicp(2, 2, 0, 1), 120),
+        ((b"gAMA", struct.pack(">I", 45455)), 120),
+    ):
+        png_with(tmp_path / "a.png", image, chunk)
+        assert np.abs(np.array(read_photo(tmp_path / "a.png")).astype(int) - expected).max() <= 1, chunk
+        assert (load_photo(tmp_path / "a.png").profile is None) == (expected == 120)
+
+
+def test_which_of_a_pngs_chunks_counts(tmp_path):
+    p3 = chrm((0.3127, 0.329), P3)
+    png_with(tmp_path / "a.png", picture(40, 30), p3, (b"sRGB", b"\0"))
+    assert load_photo(tmp_path / "a.png").profile is None  # sRGB before cHRM
+    png_with(tmp_path / "a.png", picture(40, 30), p3, icc_profile=SRGB)
+    assert load_photo(tmp_path / "a.png").profile == SRGB  # a profile before both
+    png_with(tmp_path / "a.png", picture(40, 30), cicp(9, 13, 0, 1), icc_profile=SRGB)
+    assert load_photo(tmp_path / "a.png").profile not in (None, SRGB)  # cICP before all
+    png_with(tmp_path / "a.png", picture(40, 30), (b"cHRM", bytes(32)))
+    assert load_photo(tmp_path / "a.png").profile is None  # damaged
+
+
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ((9, 16, 0, 1), "HDR colours \\(PQ, cICP\\): save it as sRGB"),
+        ((9, 18, 0, 1), "HLG"),
+        ((3, 13, 0, 1), "unknown colours \\(cICP 3, 13\\)"),
+        ((1, 13, 0, 0), "not full-range RGB"),
+    ],
+)
+def test_a_png_whose_colours_cannot_be_honoured_is_refused(tmp_path, codes, words):
+    png_with(tmp_path / "a.png", picture(40, 30), cicp(*codes))
+    for read in (load_photo, read_photo):
+        with pytest.raises(PhotoError, match=words):
+            read(tmp_path / "a.png")
+
+
+def test_colours_named_by_an_avif_are_honoured_or_refused(tmp_path):
+    path, pixels = tmp_path / "a.avif", np.array(Image.new("RGB", (16, 16), (120, 60, 200)))
+    for codes in ((1, 13), (12, 13), (9, 16), (1, 8)):
+        data = bytearray(imagecodecs.avif_encode(pixels, level=100, pixelformat="444", codec="aom"))
+        place = data.find(b"colrnclx") + 8
+        data[place : place + 4] = struct.pack(">HH", *codes)
+        path.write_bytes(data)
+        if codes[1] == 16:
+            with pytest.raises(PhotoError, match="HDR colours \\(PQ, nclx\\)"):
+                load_photo(path)
+            continue
+        photo = load_photo(path)
+        assert (photo.profile is None) == (codes == (1, 13))
+        red = {(1, 13): 120, (12, 13): 128, (1, 8): 182}[codes]
+        assert int(np.array(read_photo(path))[8, 8, 0]) == pytest.approx(red, abs=3)
+        save_photo(tmp_path / "b.avif", photo)
+        assert int(np.array(read_photo(tmp_path / "b.avif"))[8, 8, 0]) == pytest.approx(red, abs=4)

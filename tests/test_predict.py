@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import REPOSITORY, picture
 from forked import ELASTIC
@@ -216,7 +217,7 @@ def test_originals_and_photos_of_equal_name_are_never_replaced(tmp_path, run, ca
     assert "same name as" in capsys.readouterr().err
     assert run("a" * 300, tmp_path / "other") == 1
     assert "File name too long" in capsys.readouterr().err
-    assert run(tmp_path / "x" / "absent.png", tmp_path / "y" / "absent.png", tmp_path / "x" / "absent.png") == 1
+    assert run(tmp_path / "x" / "absent.png", tmp_path / "y" / "absent.png", tmp_path / "x" / "absent.png") == 2
 
 
 def test_usage_errors_exit_with_2(tmp_path, run, weights, capsys):
@@ -242,6 +243,57 @@ def test_usage_errors_exit_with_2(tmp_path, run, weights, capsys):
     weights.write_bytes(weights.read_bytes()[:-1])
     assert run(tmp_path / "a.png") == 2
     assert "damaged: SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("absent.jpg",), ("absent.jpg", "empty", "*.webp"), ("empty", "-r")])
+def test_nothing_to_correct_is_wrong_usage_and_known_without_torch(tmp_path, run, capsys, monkeypatch, words):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setitem(sys.modules, "utils.photos.predictor", None)  # an import of it would fail
+    assert run(*words) == 2
+    errors = capsys.readouterr().err
+    for word in (word for word in words if word != "-r"):
+        assert errors.count(f"ERROR {word}: ") == 1
+    program = "import sys, predict; predict.main(sys.argv[1:]); print([m for m in sys.modules if m == 'torch'])"
+    command = [sys.executable, "-c", program, *words, "-o", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "[]\n"
+
+
+def test_the_content_decides_and_not_the_name(tmp_path, run, capsys):
+    contents = {"a.heic": "JPEG", "b.jpg": "PNG", "c.nef": "JPEG", "d.JPG": "WEBP", "e": "PNG", "f.tif": "TIFF"}
+    for name, kind in contents.items():
+        picture(40, 30).save(tmp_path / name, format=kind)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    (tmp_path / "g.jpg").write_bytes(heic)
+    (tmp_path / "h.jpg").write_text("a text, whatever it is called")
+    (tmp_path / "i.heic").write_text("another")
+    tifffile.imwrite(tmp_path / "j.tif", np.zeros((9, 9, 3), np.uint8), extratags=[(50706, "B", 4, (1, 4, 0, 0), True)])
+    with patched_import("pillow_heif", "rawpy"):
+        assert run(*(tmp_path / name for name in (*contents, "g.jpg", "h.jpg", "i.heic", "j.tif"))) == 1
+    assert sorted(os.listdir("out")) == ["a.jpg", "b.jpg", "c.jpg", "d.JPG", "e", "f.tif"]
+    for name, kind in zip(("a.jpg", "b.jpg", "c.jpg", "d.JPG", "e", "f.tif"), contents.values(), strict=True):
+        with Image.open(tmp_path / "out" / name) as after:
+            assert after.format == kind
+    errors = capsys.readouterr().err
+    assert f"{tmp_path / 'g.jpg'}: HEIC photos need the package pillow-heif: pip install pillow-heif" in errors
+    assert f"{tmp_path / 'h.jpg'}: not a JPEG" in errors and f"{tmp_path / 'i.heic'}: not a JPEG" in errors
+    assert f"{tmp_path / 'j.tif'}: Raw photos need the package rawpy" in errors
+
+
+def test_photos_that_get_one_name_by_their_content_both_survive(tmp_path, run):
+    for name in ("a.heic", "a.jpg"):
+        picture(40, 30, seed=len(name)).save(tmp_path / name, format="JPEG")
+    assert run(tmp_path) == 0
+    assert sorted(os.listdir("out")) == ["a.heic.jpg", "a.jpg"]
+
+
+@contextmanager
+def patched_import(*missing):
+    """As if packages were not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in missing:
+            patch.setitem(sys.modules, name, None)
+        yield
 
 
 def test_recursion_mirrors_the_tree_and_leaves_out_hidden_files_and_the_output(tmp_path, run, capsys):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ from PIL import (
     TiffImagePlugin,
     UnidentifiedImageError,
 )
+
+from .colour_codes import ColourCodeError, profile_of
 
 FORMATS = {
     "JPEG": ".jpg .jpeg .jpe .jfif",
@@ -90,11 +92,13 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-def open_photo(path: Path) -> ImageFile.ImageFile:
-    """Open a photo and check what its header says, without decoding it.
+def format_of(path: Path) -> str:
+    """Return the format of a photo by its content: one of `FORMATS`, "HEIF", "RAW", or "" for what is none of these.
+
+    Cameras' raw files have no common beginning: an unknown one, or a TIFF, is "RAW" if its suffix says so.
 
     Raises:
-        PhotoError: the file is missing, unreadable, not a regular file, or not a photo.
+        PhotoError: the file is missing, unreadable, empty, or not a regular file.
     """
     with _errors_as_photo_errors():
         status = os.stat(path)
@@ -102,9 +106,57 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
             raise PhotoError("not a regular file")
         if status.st_size == 0:
             raise PhotoError("the file is empty")
-        if OPTIONAL.get(path.suffix.lower()) == "pillow-heif":
-            _require("pillow-heif", path).register_heif_opener()
-            image = Image.open(path, formats=(*FORMATS, "HEIF"))
+        with open(path, "rb") as file:
+            head = file.read(64)
+        is_named_raw = OPTIONAL.get(path.suffix.lower()) == "rawpy"
+        for start, name in _BEGINNINGS.items():
+            if head.startswith(start):
+                is_raw = name == "TIFF" and (is_named_raw or head[8:10] == b"CR" or _is_dng(path))
+                return "RAW" if is_raw else name
+        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+            return "WEBP"
+        if head[4:8] == b"ftyp":
+            brands = {head[8:12], *(head[place : place + 4] for place in range(16, min(head[3], 64), 4))}
+            for name, names in _BRANDS.items():
+                if brands & names:
+                    return name
+        return "RAW" if is_named_raw else ""
+
+
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"BM": "BMP",
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
+}
+_BRANDS = {  # of files made of boxes; AVIF shares two with HEIF
+    "AVIF": {b"avif", b"avis"},
+    "RAW": {b"crx "},
+    "HEIF": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"},
+}
+_DNG_VERSION = 50706
+
+
+def _is_dng(path: Path) -> bool:
+    """Tell whether a TIFF is a raw file whose first picture is but a preview."""
+    with suppress(Exception), Image.open(path, formats=["TIFF"]) as image:  # damaged files are refused later
+        return _DNG_VERSION in cast(TiffImagePlugin.TiffImageFile, image).tag_v2
+    return False
+
+
+def open_photo(path: Path) -> ImageFile.ImageFile:
+    """Open a photo and check what its header says, without decoding it. Its content decides, not its name.
+
+    Raises:
+        PhotoError: the file is missing, unreadable, not a regular file, or not a photo; or it needs a package.
+    """
+    kind = format_of(path)
+    if kind == "RAW":
+        raise PhotoError("a camera's raw file: correct it with predict.py, or develop it first")
+    with _errors_as_photo_errors():
+        if kind == "HEIF":
+            _require("pillow-heif", "HEIC").register_heif_opener()
+            image = Image.open(path, formats=("HEIF",))
         else:
             image = Image.open(path, formats=tuple(FORMATS))
         image.filename = ""  # else Pillow maps a rotated, uncompressed TIFF into memory with its sides swapped
@@ -125,6 +177,8 @@ def _errors_as_photo_errors() -> Iterator[None]:
         raise PhotoError("not a JPEG, PNG, WebP, TIFF, BMP or AVIF photo") from None
     except Image.DecompressionBombError as error:
         raise PhotoError(f"too many pixels to open safely ({error})") from None
+    except ColourCodeError as error:
+        raise PhotoError(str(error)) from None
     except MemoryError:
         raise PhotoError("not enough memory for a photo of this size") from None
     except Exception as error:
@@ -132,12 +186,11 @@ def _errors_as_photo_errors() -> Iterator[None]:
         raise PhotoError(reason or f"damaged or cut short ({error or type(error).__name__})") from None
 
 
-def _require(package: str, path: Path) -> Any:
-    """Import an optional package."""
+def _require(package: str, kind: str) -> Any:
+    """Import an optional package, for photos of some kind."""
     try:
         return importlib.import_module(package.replace("-", "_"))
     except ImportError:
-        kind = path.suffix[1:].upper()
         raise PhotoError(f"{kind} photos need the package {package}: pip install {package}") from None
 
 
@@ -214,12 +267,13 @@ def read_photo(path: Path, enough: int | None = None) -> Image.Image:
             if depth != "16":
                 raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
             pixels, _ = _decode_deep(path, image)
-            return to_srgb(to_8_bits(pixels), image.info.get("icc_profile"))
+            return to_srgb(to_8_bits(pixels), profile_of(image, path))
         if enough is not None:  # a hint that only the JPEG decoder takes
             scale = enough / min(image.size)
             image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        profile = profile_of(image, path)
         _decode(image)
-        return to_srgb(without_alpha(image), image.info.get("icc_profile"))
+        return to_srgb(without_alpha(image), profile)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -287,7 +341,7 @@ def memory_of(path: Path) -> tuple[int, int]:
     Raises:
         PhotoError: as `open_photo`.
     """
-    if OPTIONAL.get(path.suffix.lower()) == "rawpy":
+    if format_of(path) == "RAW":
         with _errors_as_photo_errors():
             pixels = os.stat(path).st_size  # about a byte per pixel
             return pixels, 16 * pixels
@@ -304,7 +358,7 @@ def load_photo(path: Path) -> Photo:
         PhotoError: as `open_photo`; or the file is damaged, holds several pictures, or pixels of a depth that cannot
             be corrected.
     """
-    if OPTIONAL.get(path.suffix.lower()) == "rawpy":
+    if format_of(path) == "RAW":
         return _load_raw(path)
     with open_photo(path) as image, _errors_as_photo_errors():
         kind = "JPEG" if image.format == "MPO" else str(image.format)
@@ -313,7 +367,9 @@ def load_photo(path: Path) -> Photo:
         if kind == "AVIF" and _is_deep_avif(path):
             raise PhotoError("AVIF of more than 8 bits per channel: save it as a 16-bit PNG or TIFF")
         options = _compression(image, path)
-        profile = image.info.get("icc_profile") or None
+        profile = profile_of(image, path)
+        if profile:
+            options.pop("gamma", None)  # which it overrides
         if (depth := _depth(image)) == "16":
             pixels, alpha = _decode_deep(path, image)
             if profile and not leads_back(profile, "L" if pixels.shape[2] == 1 else "RGB"):
@@ -403,9 +459,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def _load_raw(path: Path) -> Photo:
     """Develop a camera's raw file, in 8 bits, with the camera's white balance."""
     with _errors_as_photo_errors():
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise PhotoError("not a regular file")
-        with _require("rawpy", path).imread(str(path)) as raw:
+        kind = path.suffix[1:].upper() if OPTIONAL.get(path.suffix.lower()) == "rawpy" else "Raw"
+        with _require("rawpy", kind).imread(str(path)) as raw:
             pixels = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=8)  # upright, sRGB
         image = Image.fromarray(pixels)
         exif = xmp = b""
@@ -428,7 +483,7 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
         if (subsampling := JpegImagePlugin.get_sampling(image)) >= 0:
             options["subsampling"] = subsampling
         options["extra"] = b"".join(_jpeg_segment(*segment) for segment in image.applist if segment[0] == "APP13")
-    elif image.format == "PNG" and "gamma" in image.info and "icc_profile" not in image.info:
+    elif image.format == "PNG" and "gamma" in image.info:
         options["gamma"] = float(image.info["gamma"])
     elif image.format == "WEBP":
         options["lossless"] = _is_lossless_webp(path)
