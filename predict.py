@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are known to be good
     from PIL import Image
+    from torch import Tensor
 
     from utils.photos.predictor import Predictor
     from utils.photos.reading import Photo
@@ -57,6 +58,8 @@ class Result(NamedTuple):
     seconds: float = 0.0
     pictures: tuple["Image.Image", "Image.Image"] | None = None
     """Small copies before and after, for the report."""
+    curves: "Tensor | None" = None
+    """What leads from the one to the other, at full strength."""
 
 
 class Memory:
@@ -425,14 +428,17 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
     try:
         if os.path.lexists(destination) and not arguments.overwrite:
             if arguments.report:
-                with suppress(PhotoError, OSError), memory.reserve(*memory_of(source)):
-                    photos = load_photo(source), load_photo(destination)
-                    return Result(job, "skipped", "", *photos[0].size, 0.0, (preview(photos[0]), preview(photos[1])))
+                with suppress(PhotoError, OSError, ValueError), memory.reserve(*memory_of(source)):
+                    photo = load_photo(source)
+                    pictures = preview(photo), preview(load_photo(destination))
+                    maps = preview_curves(photo, pictures[0], predictor)
+                    return Result(job, "skipped", "", *photo.size, 0.0, pictures, maps)
             return Result(job, "skipped")
         with memory.reserve(*memory_of(source)):
             photo = load_photo(source)
             kind = arguments.format.upper() if arguments.format else None
             before = preview(photo) if arguments.report else None
+            shown = preview_curves(photo, before, predictor) if before is not None else None
             predictor.correct_in_place(photo.pixels, photo.profile, arguments.strength, arguments.exposure)
             destination.parent.mkdir(parents=True, exist_ok=True)
             keeps_all = kind in (None, photo.format) and arguments.quality is None and not arguments.strip_metadata
@@ -442,8 +448,8 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
                 keep = not arguments.strip_metadata
                 save_photo(destination, photo, format=kind, quality=arguments.quality, keep_metadata=keep)
             width, height = photo.size
-            pictures = (before, preview(photo)) if before is not None else None
-        return Result(job, "written", "", width, height, time.monotonic() - started, pictures)
+            after = (before, preview(photo)) if before is not None else None
+        return Result(job, "written", "", width, height, time.monotonic() - started, after, shown)
     except Exception as error:  # whatever one photo does must not cost the others
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if not isinstance(error, PhotoError | OSError | ValueError):
@@ -460,6 +466,15 @@ def preview(photo: "Photo") -> "Image.Image":
     return to_srgb(reduced(photo.pixels, PREVIEW_SIZE), photo.profile)
 
 
+def preview_curves(photo: "Photo", before: "Image.Image", predictor: "Predictor") -> "Tensor":
+    """Return the curves by which the report corrects a small copy: as those of the photo, but in sRGB."""
+    from PIL import Image
+
+    pixels = photo.pixels
+    is_grey = pixels.mode == "L" if isinstance(pixels, Image.Image) else pixels.shape[2] == 1
+    return predictor.fit(before.convert("L") if is_grey else before)
+
+
 def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManager["Report | None"]:
     """Return the page to write, or a context without one."""
     if not arguments.report:
@@ -467,7 +482,9 @@ def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManage
     from utils.photos.report import Report
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    return Report.open(arguments.output / (f"index-{rank}.html" if rank else "index.html"))
+    return Report.open(
+        arguments.output / (f"index-{rank}.html" if rank else "index.html"), arguments.strength, arguments.exposure
+    )
 
 
 def add_to_report(page: "Report | None", result: Result, arguments: argparse.Namespace) -> None:
@@ -476,7 +493,7 @@ def add_to_report(page: "Report | None", result: Result, arguments: argparse.Nam
         return
     name = printable(result.job.destination.relative_to(arguments.output))
     if result.pictures is not None:
-        page.add(name, (result.width, result.height), result.seconds, *result.pictures)
+        page.add(name, (result.width, result.height), result.seconds, *result.pictures, result.curves)
     elif result.status == "failed":
         page.add_failure(name, result.reason)
 
@@ -485,7 +502,7 @@ def say(result: Result, arguments: argparse.Namespace) -> None:
     """Print what came of a photo: failures always, the others if asked."""
     from tqdm import tqdm
 
-    job, status, reason, width, height, seconds, _ = result
+    job, status, reason, width, height, seconds, *_ = result
     if status == "failed":
         tqdm.write(f"ERROR {printable(job.source)}: {printable(reason)}", file=sys.stderr)
     elif arguments.verbose:

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import picture
 from PIL import Image
 
 import predict
-from models import build_generator
-from utils.photos.report import Report
+from models import build_generator, curves
+from utils.photos.report import Report, _encode
 from utils.weights import save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
@@ -112,6 +113,88 @@ def test_the_slider_is_dragged_and_keyed_in_a_real_browser(tmp_path, browser):
     assert browser.get_log("browser") == []
     browser.set_window_size(500, 800)  # the narrowest that the browser allows
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def shown(browser, pair):
+    """The pixels of what the sliders have made of a photo."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    canvas = WebDriverWait(browser, 5).until(lambda _: pair.find_elements("css selector", "canvas.after"))[0]
+    data = browser.execute_script("return arguments[0].toDataURL('image/png')", canvas)
+    return np.array(Image.open(io.BytesIO(base64.b64decode(data.split(",")[1]))).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, browser, mode):
+    from selenium.webdriver import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    before = picture(420, 280).point(lambda value: value // 2)
+    as_tensor = torch.from_numpy(np.array(before.convert(mode)).reshape(280, 420, -1)).permute(2, 0, 1)[None] / 255
+    small = torch.nn.functional.interpolate(as_tensor, (80, 120), mode="area")
+    maps = curves.fit(small, small.sqrt())
+
+    file = io.BytesIO(base64.b64decode(_encode(before.convert(mode).convert("RGB"))))  # as the page has it
+    copy = torch.from_numpy(np.array(Image.open(file).convert(mode)).reshape(280, 420, -1)).permute(2, 0, 1)[None] / 255
+
+    def corrected(strength, exposure):
+        result = 255 * curves.apply(copy, curves.adjust(maps, strength, exposure))[0].permute(1, 2, 0).numpy()
+        return np.broadcast_to(result, (280, 420, 3))
+
+    after = Image.fromarray(corrected(0.72, 0.5).round().astype(np.uint8))
+    with Report.open(tmp_path / "index.html", strength=0.72, exposure=0.5) as report:
+        for index in range(20):
+            report.add(f"photo {index}.jpg", before.size, 0.5, before.convert(mode).convert("RGB"), after, maps[0])
+        report.add("without curves.jpg", before.size, 0.5, before, after)
+    browser.set_window_size(1000, 900)
+    browser.get((tmp_path / "index.html").as_uri())
+    first = browser.find_element("css selector", ".pair")
+    strength, exposure = (browser.find_element("id", name) for name in ("strength", "exposure"))
+    settings = browser.find_element("id", "settings")
+    assert settings.text == "--strength 0.72 --exposure 0.5 --overwrite"
+    assert not browser.find_elements("css selector", "canvas")  # the file itself
+    lines = [browser.find_element("css selector", ".after-line").get_attribute("d")]
+    exposure.send_keys(Keys.HOME)
+    for expected, keys in ((-3, ""), (0, Keys.ARROW_RIGHT * 60)):
+        exposure.send_keys(keys)
+        assert settings.text == f"--strength 0.72 --exposure {expected} --overwrite"
+        WebDriverWait(browser, 5).until(
+            lambda _, level=expected: np.abs(shown(browser, first) - corrected(0.72, level)).mean() < 1.5
+        )
+        assert np.abs(shown(browser, first) - corrected(0.72, expected)).max() < 6
+        lines.append(browser.find_element("css selector", ".after-line").get_attribute("d"))
+    assert len(set(lines)) == 3  # histograms follow
+    strength.send_keys(Keys.HOME)
+    WebDriverWait(browser, 5).until(lambda _: np.abs(shown(browser, first) - corrected(0, 0)).mean() < 1.5)
+    assert settings.text == "--strength 0 --exposure 0 --overwrite"
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")  # what comes later has it too
+    *_, last, without = browser.find_elements("css selector", ".pair")
+    assert np.abs(shown(browser, last) - corrected(0, 0)).mean() < 1.5
+    assert not without.find_elements("css selector", "canvas")
+    assert strength.is_displayed() and strength.rect["y"] >= browser.execute_script("return window.scrollY")
+    browser.find_element("css selector", "button").click()
+    assert settings.text == "--strength 0.72 --exposure 0.5 --overwrite"
+    WebDriverWait(browser, 5).until(lambda _: not browser.find_elements("css selector", "canvas"))
+    assert browser.get_log("browser") == []
+
+
+def test_predict_puts_its_settings_and_curves_into_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = build_generator(SimpleNamespace(**ARCHITECTURE))
+    save_weights(
+        tmp_path / "w.safetensors", network.state_dict(), architecture=ARCHITECTURE, working_size=64, training={}
+    )
+    picture(300, 200).save("a.jpg")
+    picture(200, 300).convert("L").save("b.png")
+    words = ["a.jpg", "b.png", "-o", "out", "-w", "w.safetensors", "--report"]
+    for _ in range(2):  # the second run finds the photos done
+        assert predict.main([*words, "--strength", "0.4", "--exposure", "-1"]) == 0
+        page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+        assert '{"strength": 0.4, "exposure": -1.0}' in page
+        for name, knots in (("a.jpg", [3, 22, 32]), ("b.png", [1, 32, 22])):
+            facts = rows(page)[name][0]
+            assert facts["knots"] == knots
+            assert len(base64.b64decode(facts["curves"])) == 4 * np.prod(knots)  # two maps of two bytes
 
 
 def test_histograms_show_what_was_changed():
