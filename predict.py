@@ -226,8 +226,6 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
 
     Every file keeps its name; none replaces an original or another.
     """
-    from utils.photos.reading import SUFFIXES
-
     ignored = 0
     found: dict[Path, Path] = {}  # photo -> folder of the output
     for given in arguments.input:
@@ -247,7 +245,7 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
                 continue
             before = len(refusals)
             files = sorted(walk(path, arguments, refusals))
-            photos = [file for file in files if file.suffix.lower() in SUFFIXES or is_optional(file.suffix)]
+            photos = [file for file in files if is_of_a_photo(file.suffix)]
             ignored += len(files) - len(photos)
             folders = {file: arguments.output / file.parent.relative_to(path) for file in photos}
             found |= {file: to for file, to in folders.items() if not is_own_work(file, to, arguments.suffix)}
@@ -358,6 +356,13 @@ def endings_of(kind: str) -> list[str]:
     if kind == "HEIF":
         return [ending for ending, package in OPTIONAL.items() if package == "pillow-heif"]
     return ENDINGS[kind].split() if kind in ENDINGS else []
+
+
+def is_of_a_photo(ending: str) -> bool:
+    """Tell whether files with this ending are taken from folders."""
+    from utils.photos.reading import SUFFIXES
+
+    return ending.lower() in SUFFIXES or is_optional(ending)
 
 
 def is_optional(ending: str) -> bool:

@@ -253,7 +253,9 @@ def test_nothing_to_correct_is_wrong_usage_and_known_without_torch(tmp_path, run
     errors = capsys.readouterr().err
     for word in (word for word in words if word != "-r"):
         assert errors.count(f"ERROR {word}: ") == 1
-    program = "import sys, predict; predict.main(sys.argv[1:]); print([m for m in sys.modules if m == 'torch'])"
+    program = (
+        "import sys, predict; predict.main(sys.argv[1:]); print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
     command = [sys.executable, "-c", program, *words, "-o", "out"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == "[]\n"
