@@ -1,8 +1,8 @@
 """Time and memory of predict.py beside what any tool must do: decode and re-encode the same JPEG.
 
 The photo is scaled to the sizes below and written as JPEG, of quality 90 with the standard's quantisation tables or
-with its own, into a temporary folder. "twenty", "small" and "start" are timed on the wall, with all threads, and want an
-idle machine; the others in the processor time of one thread, which other programs disturb least.
+with its own, into a temporary folder. "twenty", "small" and "start" are timed on the wall, with all threads, and want
+an idle machine; the others in the processor time of one thread, which other programs disturb least.
 
 example:
   python benchmarks/predict.py PHOTO.jpg

@@ -153,6 +153,27 @@ def test_files_get_what_tensors_get(dtype, size):
     assert np.abs(applied(pixels, maps) - expected).max() <= 0.52
 
 
+def test_arrays_that_are_not_contiguous_are_corrected_too():
+    maps = torch.randn(1, 2, 3, 7, 9)
+    pixels = np.array(picture(101, 97))
+    turned = pixels.swapaxes(0, 1)
+    expected = applied(np.ascontiguousarray(turned), maps)
+    apply_curves(turned, maps[0])
+    assert np.array_equal(turned, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("at_black", "at_white"), [*SLOPES, (250.0, 1 / 250), (1 / 250, 250.0)])
+def test_every_value_is_within_half_a_step_of_the_equation(dtype, at_black, at_white):
+    white = np.iinfo(dtype).max
+    values = np.arange(white + 1).astype(dtype)
+    x = values / white
+    exact = white * (x**2 + at_black * x * (1 - x)) / (1 + (at_black + at_white - 2) * x * (1 - x))
+    result = applied(values[None, :, None].repeat(3, 2), of_slopes(at_black, at_white))[0, :, 0]
+    assert np.abs(result - exact).max() <= 0.51
+    assert result[0] == 0 and result[-1] == white and (np.diff(result.astype(int)) >= 0).all()
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_images_arrays_and_depths_agree(mode):
     image = picture(101, 67).convert(mode)

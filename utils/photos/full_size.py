@@ -30,7 +30,7 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor) -> None:
     some twelve floats for each value of a strip or row.
 
     Args:
-        photo: an image in mode "L" or "RGB", or a contiguous `(H, W, C)` array of uint8 or uint16, of any size.
+        photo: an image in mode "L" or "RGB", or an `(H, W, C)` array of uint8 or uint16, of any size.
         maps: `(2, C, h, w)` on the CPU, as `models.curves.fit` returns them for one photo.
     """
     if isinstance(photo, Image.Image):
@@ -47,7 +47,10 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor) -> None:
                 strip = Image.frombuffer(photo.mode, (width, bottom - top), rows, "raw", photo.mode, 0, 1)
                 photo.paste(strip, (0, top))
             else:
-                strips.correct(photo[top:bottom].reshape(bottom - top, -1), top)
+                rows = photo[top:bottom].reshape(bottom - top, -1)  # a view, or a copy where it must be
+                strips.correct(rows, top)
+                if not photo.flags.c_contiguous:
+                    photo[top:bottom] = rows.reshape(bottom - top, width, channels)
 
 
 class _Strips:
