@@ -47,10 +47,10 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor) -> None:
                 strip = Image.frombuffer(photo.mode, (width, bottom - top), rows, "raw", photo.mode, 0, 1)
                 photo.paste(strip, (0, top))
             else:
-                rows = photo[top:bottom].reshape(bottom - top, -1)  # a view, or a copy where it must be
-                strips.correct(rows, top)
+                view: Deep = photo[top:bottom].reshape(bottom - top, -1)  # or a copy, where it must be
+                strips.correct(view, top)
                 if not photo.flags.c_contiguous:
-                    photo[top:bottom] = rows.reshape(bottom - top, width, channels)
+                    photo[top:bottom] = view.reshape(bottom - top, width, channels)
 
 
 class _Strips:
