@@ -35,6 +35,7 @@ from utils.photos.writing import save_photo
 WEIGHTS = ROOT / "weights" / "msec.safetensors"
 SETTINGS = ("--strength", "0.7", "--exposure", "0.5")
 """Other than the defaults."""
+FLOOR = "decode and re-encode with Pillow (the floor)"
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def twenty(bench: Bench) -> None:
             floors.append(seconds(lambda paths=paths: resave(paths, bench.folder / "out.jpg")) / 20)  # type: ignore[misc]
             ours.append(correct(paths, bench.folder / "corrected") / 20)
             others.append(correct(paths, bench.folder / "corrected", SETTINGS) / 20)
-        print(f"decode and re-encode, one after the other (the floor) | {statistics.median(floors):.3f} | 1.00")
+        print(f"{FLOOR}, one after the other | {statistics.median(floors):.3f} | 1.00")
         for label_, times in (("correct", ours), (f"correct {' '.join(SETTINGS)}", others)):
             ratio = statistics.median(a / b for a, b in zip(times, floors, strict=True))
             print(f"{label_} | {statistics.median(times):.3f} | {ratio:.2f}")
@@ -118,8 +119,8 @@ def parts(bench: Bench) -> None:
         maps = predictor.fit(small)
         other = curves.adjust(maps[None], 0.7, 0.5)[0]
         rows: dict[str, Callable[[], object]] = {
+            FLOOR: lambda path=path: resave([path], bench.folder / "out.jpg"),  # type: ignore[misc]
             "decode": lambda path=path: load_photo(path),  # type: ignore[misc]
-            "the same with Pillow": lambda path=path: decode(path),  # type: ignore[misc]
             "shrink": lambda pixels=pixels: reduced(pixels, predictor.size),  # type: ignore[misc]
             "network and curves": lambda small=small: predictor.fit(small),  # type: ignore[misc]
             "of this, curves": lambda seen=seen: curves.fit(seen, seen),  # type: ignore[misc]
@@ -132,10 +133,14 @@ def parts(bench: Bench) -> None:
         if own:
             camera = load_photo(own)
             rows["the same with the photo's own tables"] = lambda photo=camera: save_photo(bench.folder / "o", photo)  # type: ignore[misc]
-        print(f"\nparts of one photo of {label}, one thread | milliseconds")
-        for part, function in rows.items():
-            function()
-            print(f"{part} | {1e3 * bench.median(function, time.process_time):.1f}")
+        times: dict[str, list[float]] = {part: [] for part in rows}
+        for _ in range(bench.rounds):  # by turns, so that what disturbs disturbs all
+            for part, function in rows.items():
+                times[part].append(seconds(function, time.process_time))
+        print(f"\nparts of one photo of {label}, one thread | milliseconds | least | x floor")
+        for part, taken in times.items():
+            ratio = statistics.median(a / b for a, b in zip(taken, times[FLOOR], strict=True))
+            print(f"{part} | {1e3 * statistics.median(taken):.1f} | {1e3 * min(taken):.1f} | {ratio:.2f}")
 
 
 def plain(bench: Bench) -> None:
@@ -211,12 +216,6 @@ def seconds(function: Callable[[], object], clock: Callable[[], float] = time.pe
     started = clock()
     function()
     return clock() - started
-
-
-def decode(path: Path) -> None:
-    """Decode a photo as Pillow does."""
-    with Image.open(path) as image:
-        image.load()
 
 
 def resave(paths: list[Path], to: Path) -> None:

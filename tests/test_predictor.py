@@ -219,6 +219,7 @@ def test_small_copies_have_the_right_size_and_mean_in_every_depth(size):
     copies = [reduced(image, 128), reduced(pixels, 128), reduced(pixels.astype(np.uint16) * 257, 128)]
     for copy in copies:
         assert max(copy.size) == min(max(size), 128) and abs(np.array(copy).mean() - pixels.mean()) < 2
+        assert np.abs(np.array(copy).astype(int) - np.array(copies[0])).max() <= 1  # images and arrays agree
     copies[0].paste("red", (0, 0, 1, 1))
     assert np.array_equal(np.array(image), pixels)  # a copy it is
 

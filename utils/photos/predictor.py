@@ -260,10 +260,11 @@ def _block_means(pixels: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
     """Return the means of blocks of `step` by `step` pixels of `(H, W, C)`: what Pillow's `reduce` is for images."""
     height, width, channels = pixels.shape
     tops, lefts = np.arange(0, height, step), np.arange(0, width, step)
-    sums = np.empty((len(tops), width * channels), np.uint16 if pixels.dtype == np.uint8 and step < 257 else np.uint32)
+    widest = np.uint32 if step <= 256 else np.uint64
+    sums = np.empty((len(tops), width * channels), np.uint16 if pixels.dtype == np.uint8 and step <= 256 else widest)
     for top, row in zip(tops, sums, strict=True):  # much quicker than reduceat along this axis
         pixels[top : top + step].reshape(-1, width * channels).sum(axis=0, dtype=row.dtype, out=row)
-    blocks = np.add.reduceat(sums.reshape(len(tops), width, channels), lefts, axis=1, dtype=np.float64)
+    blocks = np.add.reduceat(sums.reshape(len(tops), width, channels), lefts, axis=1, dtype=widest)
     counts = np.diff(tops, append=height)[:, None] * np.diff(lefts, append=width)
     return (blocks / counts[..., None] + 0.5).astype(pixels.dtype)
 
