@@ -20,7 +20,7 @@ Deep = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 STRIP = 160_000
 """Values corrected at a time, in whole rows: their floats stay in the cache, and the calls cost little beside them."""
 
-_HALF = np.float32(0.5)
+_HALF = torch.tensor(0.5)
 
 
 def apply_curves(photo: Image.Image | Deep, maps: Tensor) -> None:
@@ -92,8 +92,9 @@ class _Strips:
         count = len(rows)
         if count not in self.views:
             views = self.ends[:, :count], self.product[:count], self.curves[:, :count]
-            self.views[count] = *views, self.ends[0, :count], self.ends[0, :count].numpy(), *views[2].numpy()
-        ends, product, curves, x, values, numerator, denominator = self.views[count]
+            x, result = self.ends[0, :count], self.curves[0, :count]
+            self.views[count] = *views, x, x.numpy(), result, self.curves[1, :count], result.numpy()
+        ends, product, curves, x, values, numerator, denominator, result = self.views[count]
         values[:] = rows
         if self.is_shallow:
             torch.addcmul(x, x, x, value=-1 / 255, out=product)
@@ -102,9 +103,8 @@ class _Strips:
         upper, lower = self._around(top, top + count)
         torch.lerp(upper, lower, self.share[top : top + count], out=curves)
         torch.addcmul(ends, curves, product, out=curves)
-        np.divide(numerator, denominator, out=numerator)
-        np.add(numerator, _HALF, out=numerator)  # rounds what is cut here:
-        np.copyto(rows, numerator, casting="unsafe")
+        torch.addcdiv(_HALF, numerator, denominator, out=numerator)  # the half rounds what is cut here:
+        np.copyto(rows, result, casting="unsafe")
 
     def _around(self, top: int, bottom: int) -> tuple[Tensor, Tensor]:
         """Return the rows of the maps above and below rows of the photo, at its width: `(2, rows or 1, W C)` each."""
