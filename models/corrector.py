@@ -41,7 +41,11 @@ class Corrector(nn.Module):
 
     def maps(self, small: Tensor) -> Tensor:
         """Return the curves `(B, 2, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
-        return curves.fit(small, self.network(small)[0])
+        return curves.fit(small, self.corrected(small))
+
+    def corrected(self, small: Tensor) -> Tensor:
+        """Return small copies `(B, 3, h, w)` as they are to become, unclipped: what the curves are fitted to."""
+        return self.network(small)[0]
 
     def correct(self, photo: Tensor, working_size: int | None = None) -> Correction:
         """Return the corrected photos and what losses need beside them, at another working size if one is given."""
@@ -53,10 +57,9 @@ class Corrector(nn.Module):
 
 def shrink(photo: Tensor, longest: int) -> Tensor:
     """Return `(B, C, H, W)` reduced to a longest side in pixels, without aliasing; small photos as they are."""
-    height, width = photo.shape[-2:]
-    if max(height, width) <= longest:
+    longest_side = torch.sym_max(*photo.shape[-2:])
+    longest = torch.sym_min(longest, longest_side)
+    size = [torch.sym_max(round(length * longest / longest_side), 1) for length in photo.shape[-2:]]
+    if size == [*photo.shape[-2:]]:
         return photo
-    scale = longest / max(height, width)
-    return F.interpolate(
-        photo, (max(round(height * scale), 1), max(round(width * scale), 1)), mode="bilinear", antialias=True
-    )
+    return F.interpolate(photo, size, mode="bilinear", antialias=True)

@@ -1,0 +1,139 @@
+// Local curves in JavaScript: what models/curves.py and utils/photos/full_size.py do, and the small copy of predictor.py.
+
+const GREY = 0.18;
+
+// ln(x / (1 - x)) of a grey card in sRGB, exposed by so many stops; from two on, ln 2 for each.
+const logOddsOfGrey = stops => {
+  const x = 1.055 * (GREY * 2 ** Math.min(stops, 2)) ** (1 / 2.4) - 0.055;
+  return Math.log(x / (1 - x)) + Math.LN2 * Math.max(stops - 2, 0);
+};
+
+// Slopes at black and at white of curves of a strength in [0, 1] and an exposure in stops.
+// maps: {values: (2, 3, height, width) logarithms, height, width}. Returns {black, white}: (height, width, 4), the last unused.
+export const slopes = (maps, strength, exposure) => {
+  const count = maps.height * maps.width, shift = logOddsOfGrey(exposure) - logOddsOfGrey(0);
+  const black = new Float32Array(4 * count).fill(1), white = new Float32Array(4 * count).fill(1);
+  for (let channel = 0; channel < 3; channel++) {
+    const first = channel * count, second = (channel + 3) * count;
+    for (let i = 0; i < count; i++) {
+      black[4 * i + channel] = Math.exp(strength * maps.values[first + i] + shift);
+      white[4 * i + channel] = Math.exp(strength * maps.values[second + i] - shift);
+    }
+  }
+  return {black, white};
+};
+
+// Where a row or column of a picture lies between two of its maps: bilinear interpolation, pixel centres at halves.
+const between = (index, length, count) => {
+  const position = Math.min(Math.max((index + 0.5) * count / length - 0.5, 0), count - 1);
+  const low = Math.floor(position);
+  return [low, Math.min(low + 1, count - 1), position - low];
+};
+
+// Correct RGBA pixels of 8 bits in place; transparency stays.
+export const applyCurves = (pixels, width, height, maps, strength, exposure) => {
+  const {black, white} = slopes(maps, strength, exposure);
+  // With X = 255 x and P = X (255 - X):  255 y = (X + P (s - 1) / 255) / (1 + P (s + w - 2) / 255²)
+  const row = 6 * width, wide = new Float32Array(maps.height * row);
+  for (let x = 0; x < width; x++) {
+    const [left, right, share] = between(x, width, maps.width);
+    for (let y = 0; y < maps.height; y++) {
+      const a = 4 * (y * maps.width + left), b = 4 * (y * maps.width + right), to = y * row + 6 * x;
+      for (let c = 0; c < 3; c++) {
+        const s = black[a + c] + share * (black[b + c] - black[a + c]);
+        const w = white[a + c] + share * (white[b + c] - white[a + c]);
+        wide[to + 2 * c] = (s - 1) / 255;
+        wide[to + 2 * c + 1] = (s + w - 2) / 65025;
+      }
+    }
+  }
+  for (let y = 0, i = 0; y < height; y++) {
+    const [above, below, share] = between(y, height, maps.height);
+    for (let upper = above * row, lower = below * row, end = upper + row; upper < end; i++) {
+      for (let c = 0; c < 3; c++, i++, upper += 2, lower += 2) {
+        const X = pixels[i], P = X * (255 - X);
+        const up = wide[upper] + share * (wide[lower] - wide[upper]);
+        const down = wide[upper + 1] + share * (wide[lower + 1] - wide[upper + 1]);
+        pixels[i] = ((X + up * P) / (1 + down * P) + 0.5) | 0;
+      }
+    }
+  }
+};
+
+// Means over blocks of step x step pixels, of RGBA without A; blocks at the border may be smaller.
+const reduced = (pixels, width, height, step) => {
+  const across = Math.ceil(width / step), down = Math.ceil(height / step);
+  const data = new Uint8Array(3 * across * down), sums = new Float64Array(3 * across);
+  for (let row = 0; row < down; row++) {
+    const last = Math.min((row + 1) * step, height);
+    sums.fill(0);
+    for (let y = row * step; y < last; y++) {
+      for (let column = 0, i = 4 * y * width; column < across; column++) {
+        let red = 0, green = 0, blue = 0;
+        for (const end = i + 4 * Math.min(step, width - column * step); i < end; i += 4) {
+          red += pixels[i]; green += pixels[i + 1]; blue += pixels[i + 2];
+        }
+        sums[3 * column] += red; sums[3 * column + 1] += green; sums[3 * column + 2] += blue;
+      }
+    }
+    for (let column = 0; column < across; column++) {
+      const count = (last - row * step) * Math.min(step, width - column * step), to = 3 * (row * across + column);
+      for (let c = 0; c < 3; c++) data[to + c] = (sums[3 * column + c] / count + 0.5) | 0;
+    }
+  }
+  return {data, width: across, height: down};
+};
+
+const lanczos = x => {
+  if (x === 0) return 1;
+  if (x <= -3 || x >= 3) return 0;
+  const t = Math.PI * x;
+  return Math.sin(t) / t * Math.sin(t / 3) / (t / 3);
+};
+
+// Lanczos along lines of RGB: `count` lines that start `stride` apart, samples `pitch` apart, `length` of them to `target`.
+const resizedLines = (data, result, length, target, count, stride, pitch, toStride, toPitch) => {
+  const scale = length / target, reach = 3 * Math.max(scale, 1);
+  for (let place = 0; place < target; place++) {
+    const centre = (place + 0.5) * scale;
+    const first = Math.max(Math.trunc(centre - reach + 0.5), 0), last = Math.min(Math.trunc(centre + reach + 0.5), length);
+    const weights = [];
+    for (let i = first; i < last; i++) weights.push(lanczos((i - centre + 0.5) / Math.max(scale, 1)));
+    const total = weights.reduce((a, b) => a + b, 0);
+    for (let line = 0; line < count; line++) {
+      for (let c = 0; c < 3; c++) {
+        let sum = 0;
+        for (let i = first; i < last; i++) sum += weights[i - first] * data[line * stride + i * pitch + c];
+        result[line * toStride + place * toPitch + c] = Math.min(Math.max(sum / total + 0.5, 0), 255) | 0;
+      }
+    }
+  }
+  return result;
+};
+
+const withAspect = (number, error) => Math.max([Math.floor(number), Math.ceil(number)].reduce((a, b) => error(b) < error(a) ? b : a), 1);
+
+// A copy in RGB whose longest side is at most `size`, made as predict.py makes its own: means, then Lanczos.
+export const smallCopy = (pixels, width, height, size) => {
+  const copy = reduced(pixels, width, height, Math.max(Math.floor(Math.max(width, height) / (2 * size)), 1));
+  if (Math.max(copy.width, copy.height) <= size) return copy;
+  const aspect = copy.width / copy.height;
+  let across = size, down = size;
+  if (aspect <= 1) across = withAspect(size * aspect, n => Math.abs(aspect - n / size));
+  else down = withAspect(size / aspect, n => n === 0 ? 0 : Math.abs(aspect - size / n));
+  const narrow = resizedLines(copy.data, new Uint8Array(3 * across * copy.height), copy.width, across, copy.height,
+    3 * copy.width, 3, 3 * across, 3);
+  const data = resizedLines(narrow, new Uint8Array(3 * across * down), copy.height, down, across, 3, 3 * across, 3, 3 * across);
+  return {data, width: across, height: down};
+};
+
+// RGBA of at most about `size` pixels on its longest side, for thumbnails and where a screen's memory ends.
+export const reducedTo = (pixels, width, height, size) => {
+  const step = Math.ceil(Math.max(width, height) / size);
+  if (step <= 1) return {data: pixels, width, height};
+  const copy = reduced(pixels, width, height, step), data = new Uint8ClampedArray(4 * copy.width * copy.height).fill(255);
+  for (let i = 0, j = 0; i < copy.data.length; i += 3, j += 4) {
+    data[j] = copy.data[i]; data[j + 1] = copy.data[i + 1]; data[j + 2] = copy.data[i + 2];
+  }
+  return {data, width: copy.width, height: copy.height};
+};

@@ -1,0 +1,154 @@
+// Decodes photos, runs the network on their small copies, applies the curves and encodes, away from the page itself.
+
+import * as ort from "./ort.wasm.min.mjs";
+import {applyCurves, reducedTo, smallCopy} from "./curves.js";
+import {formatOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
+
+const LARGEST = 178956970;  // pixels, as predict.py
+const THUMBNAIL = 200;
+const ROWS = 256;  // read at a time, as some systems bound the area of a canvas
+const UNIT = [1, 0, 0, 0, 1, 0, 0, 0, 1];
+const P3_TO_SRGB = [1.2249401, -0.2249402, 0, -0.0420569, 1.0420571, 0, -0.0196376, -0.0786361, 1.0982735];  // linear light
+
+let session = null, size = 0;
+
+const start = async () => {
+  const facts = await (await fetch("model.json")).json();
+  size = facts.working_size;
+  ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
+  ort.env.logLevel = "error";
+  const options = {executionProviders: ["wasm"], graphOptimizationLevel: "all", logSeverityLevel: 3};
+  session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
+  return {threads: ort.env.wasm.numThreads, facts};
+};
+
+const canvasOf = (width, height, space) => {
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d", {colorSpace: space, willReadFrequently: true});
+  if (!context) throw new Error(`this browser has no canvas of ${width} × ${height} pixels`);
+  return [canvas, context];
+};
+
+const knowsWideColours = () => canvasOf(1, 1, "display-p3")[1].getContextAttributes?.().colorSpace === "display-p3";
+
+// How a photo's colours are worked on: {space, icc}, icc null where the browser is to say what it wrote.
+const coloursOf = found => {
+  const said = found.icc ? spaceOf(found.icc) : "srgb";
+  if (said === "srgb" && !found.isWide) return {space: "srgb", icc: found.icc};
+  if (said === null || !knowsWideColours()) return {space: "srgb", icc: null};
+  return {space: "display-p3", icc: said === "display-p3" ? found.icc : null};
+};
+
+const decode = async file => {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  if (bytes.length === 0) throw new Error("the file is empty");
+  const found = await readMetadata(bytes), colours = coloursOf(found);
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, {imageOrientation: "from-image", premultiplyAlpha: "none"});
+  } catch {
+    throw new Error({HEIC: "this browser does not decode HEIC (Safari does): save it as JPEG",
+      TIFF: "browsers do not decode TIFF nor most raw files: save it as PNG or JPEG, or use predict.py",
+    }[found.format] ?? (found.format ? `the ${found.format} file is damaged, or this browser cannot decode it`
+      : "not a photo that this browser can read"));
+  }
+  const {width, height} = bitmap;
+  if (width * height > LARGEST) throw new Error(`${width} × ${height} pixels: more than ${LARGEST} are not taken`);
+  const pixels = new Uint8ClampedArray(4 * width * height);
+  const [, context] = canvasOf(width, Math.min(ROWS, height), colours.space);
+  for (let top = 0; top < height; top += ROWS) {
+    const rows = Math.min(ROWS, height - top);
+    context.clearRect(0, 0, width, ROWS);
+    context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
+    pixels.set(context.getImageData(0, 0, width, rows, {colorSpace: colours.space}).data, 4 * top * width);
+  }
+  bitmap.close();
+  return {found, colours, pixels, width, height};
+};
+
+const curvesOf = async (pixels, width, height, space) => {
+  const small = smallCopy(pixels, width, height, size), count = small.width * small.height;
+  const values = new Float32Array(3 * count);
+  let isGrey = true;
+  for (let i = 0; i < count; i++) {
+    const [red, green, blue] = [small.data[3 * i], small.data[3 * i + 1], small.data[3 * i + 2]];
+    values[i] = red / 255; values[count + i] = green / 255; values[2 * count + i] = blue / 255;
+    isGrey &&= red === green && green === blue;
+  }
+  const result = await session.run({
+    small: new ort.Tensor("float32", values, [1, 3, small.height, small.width]),
+    to_srgb: new ort.Tensor("float32", Float32Array.from(space === "display-p3" ? P3_TO_SRGB : UNIT), [3, 3]),
+  });
+  const logarithms = result.curves.data.slice();
+  result.curves.dispose();
+  if (!logarithms.every(Number.isFinite)) throw new Error("the network's output is not finite");
+  if (isGrey) {  // stays grey
+    for (let i = 0; i < 6 * count; i += 3 * count) {
+      for (let j = i; j < i + count; j++) {
+        const mean = (logarithms[j] + logarithms[j + count] + logarithms[j + 2 * count]) / 3;
+        logarithms[j] = logarithms[j + count] = logarithms[j + 2 * count] = mean;
+      }
+    }
+  }
+  return {values: logarithms, height: small.height, width: small.width};
+};
+
+// The curves of a photo, its thumbnail and, if `largest` is given, its pixels, reduced to that many on a side.
+const correct = async ({file, largest}) => {
+  const {found, colours, pixels, width, height} = await decode(file);
+  const maps = await curvesOf(pixels, width, height, colours.space);
+  const thumbnail = reducedTo(pixels, width, height, THUMBNAIL);
+  thumbnail.data = thumbnail.data.slice();
+  const shown = largest ? reducedTo(pixels, width, height, largest) : null;
+  const facts = {width, height, space: colours.space, format: found.format, isDeep: found.isDeep};
+  return [{...facts, maps, thumbnail, shown}, [maps.values.buffer, thumbnail.data.buffer, ...(shown ? [shown.data.buffer] : [])]];
+};
+
+const show = async ({file, largest}) => {
+  const {pixels, width, height} = await decode(file), shown = reducedTo(pixels, width, height, largest);
+  return [{shown}, [shown.data.buffer]];
+};
+
+// The corrected photo as a file: {blob, format}; the file itself where nothing is changed.
+const save = async ({file, maps, strength, exposure, format: wanted, quality}) => {
+  const head = formatOf(new Uint8Array(await file.slice(0, 64).arrayBuffer()));
+  if (strength === 0 && exposure === 0 && ["JPEG", "PNG"].includes(head) && ["", head].includes(wanted)) {
+    return [{blob: file, format: head}, []];
+  }
+  const {found, colours, pixels, width, height} = await decode(file);
+  let isTransparent = false;
+  for (let i = 3; i < pixels.length && !isTransparent; i += 4) isTransparent = pixels[i] < 255;
+  const format = wanted || (found.format === "PNG" || isTransparent ? "PNG" : "JPEG");
+  applyCurves(pixels, width, height, maps, strength, exposure);
+  if (isTransparent && format === "JPEG") {  // onto white
+    for (let i = 0; i < pixels.length; i += 4) {
+      const share = pixels[i + 3] / 255;
+      for (let c = 0; c < 3; c++) pixels[i + c] = 255 + share * (pixels[i + c] - 255);
+      pixels[i + 3] = 255;
+    }
+  }
+  const [canvas, context] = canvasOf(width, height, colours.space);
+  context.putImageData(new ImageData(pixels, width, height, {colorSpace: colours.space}), 0, 0);
+  const encoded = await canvas.convertToBlob({type: `image/${format.toLowerCase()}`, quality: quality / 100});
+  if (encoded.type !== `image/${format.toLowerCase()}`) throw new Error(`this browser does not write ${format}`);
+  const bytes = new Uint8Array(await encoded.arrayBuffer());
+  const blob = new Blob([await withMetadata(bytes, format, found, width, height, colours.icc)], {type: encoded.type});
+  return [{blob, format}, []];
+};
+
+const started = start();
+started.then(facts => postMessage({started: facts}), error => postMessage({broken: String(error?.message ?? error)}));
+
+let last = started.catch(() => {});
+onmessage = ({data: {id, work, ...job}}) => {
+  last = last.then(async () => {
+    try {
+      await started;
+      const [result, moved] = await {correct, show, save}[work](job);
+      postMessage({id, result}, moved);
+    } catch (error) {
+      postMessage({id, error: String(error?.message ?? error)});
+    }
+  });
+};
