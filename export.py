@@ -95,13 +95,13 @@ def write_onnx_file(arguments: argparse.Namespace) -> str:
     Raises:
         ExportError, CheckpointError, WeightsError, ConfigError, OSError: as what it calls.
     """
-    from utils.exports.onnx_file import OPSET, require_packages, write_onnx
+    from utils.exports.onnx_file import OPSET, Curves, require_packages, write_onnx
 
     require_packages()
     corrector, facts = corrector_of(arguments.checkpoint)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    options = {"only_curves": arguments.curves, "half": arguments.half}
-    report = write_onnx(arguments.output, corrector, facts, **options)
+    module = Curves(corrector) if arguments.curves else corrector
+    report = write_onnx(arguments.output, module, facts, half=arguments.half)
     return (
         f"{arguments.output}: {facts['model']}, ONNX opset {OPSET}, {report.size / 1e6:.1f} MB; "
         f"largest difference from the network {report.difference:.1e}, of values up to 1"

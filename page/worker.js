@@ -2,7 +2,7 @@
 
 import * as ort from "./ort.wasm.min.mjs";
 import {applyCurves, reducedTo, smallCopy} from "./curves.js";
-import {formatOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
+import {crc32, formatOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
 
 const LARGEST = 178956970;  // pixels, as predict.py
 const THUMBNAIL = 200;
@@ -110,11 +110,11 @@ const show = async ({file, largest}) => {
   return [{shown}, [shown.data.buffer]];
 };
 
-// The corrected photo as a file: {blob, format}; the file itself where nothing is changed.
+// The corrected photo as a file: {blob, format, crc}; the file itself where nothing is changed.
 const save = async ({file, maps, strength, exposure, format: wanted, quality}) => {
   const head = formatOf(new Uint8Array(await file.slice(0, 64).arrayBuffer()));
   if (strength === 0 && exposure === 0 && ["JPEG", "PNG"].includes(head) && ["", head].includes(wanted)) {
-    return [{blob: file, format: head}, []];
+    return [{blob: file, format: head, crc: crc32(new Uint8Array(await file.arrayBuffer()))}, []];
   }
   const {found, colours, pixels, width, height} = await decode(file);
   let isTransparent = false;
@@ -133,8 +133,8 @@ const save = async ({file, maps, strength, exposure, format: wanted, quality}) =
   const encoded = await canvas.convertToBlob({type: `image/${format.toLowerCase()}`, quality: quality / 100});
   if (encoded.type !== `image/${format.toLowerCase()}`) throw new Error(`this browser does not write ${format}`);
   const bytes = new Uint8Array(await encoded.arrayBuffer());
-  const blob = new Blob([await withMetadata(bytes, format, found, width, height, colours.icc)], {type: encoded.type});
-  return [{blob, format}, []];
+  const whole = await withMetadata(bytes, format, found, width, height, colours.icc);
+  return [{blob: new Blob([whole], {type: encoded.type}), format, crc: crc32(whole)}, []];
 };
 
 const started = start();

@@ -1,7 +1,6 @@
 """The correction as an ONNX file: a photo in, the photo out; or a small copy in, its curves out."""
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from models import Corrector, curves
+from models.corrector import shrink
 
 from ..colour import from_linear, to_linear
 from ..files import atomic_path
-from .recording import record
+from .recording import UnknownOperator, record
 
 OPSET = 18
 """The first version of ONNX's operators whose Resize reduces without aliasing."""
@@ -90,44 +90,50 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[[1, 2, 0]] * b[[2, 0, 1]] - a[[2, 0, 1]] * b[[1, 2, 0]]
 
 
-def write_onnx(path: Path, corrector: Corrector, facts: dict[str, Any], *, only_curves: bool, half: bool) -> Report:
+class Curves(nn.Module):
+    """A corrector's curves of small copies in sRGB: `(B, 3, h, w)` in [0, 1] to `(B, 2, 3, h, w)`."""
+
+    def __init__(self, corrector: Corrector) -> None:
+        super().__init__()
+        self.corrector = corrector
+
+    def forward(self, small: Tensor) -> Tensor:
+        """Return `Corrector.maps`."""
+        return self.corrector.maps(small)
+
+
+def write_onnx(path: Path, module: nn.Module, facts: dict[str, Any], *, half: bool = False) -> Report:
     """Write a correction as an ONNX file, check it, and try it beside the network.
 
     Args:
         path: NAME.onnx.
-        corrector: what to write, on the CPU.
+        module: what to write, on the CPU: a `Corrector` takes `photo`, `strength` and `exposure` and gives `corrected`;
+            `Curves` takes `small` and gives `curves`; `CurvesOfColours` takes `to_srgb` besides.
         facts: what the file is to tell of itself, as its metadata.
-        only_curves: from `small` `(B, 3, h, w)` to `curves` `(B, 2, 3, h, w)`, with `to_srgb` as `CurvesOfColours` takes
-            it; else from `photo` `(B, 3, H, W)` to `corrected`, with `strength` and `exposure`. All but the first
-            input have defaults.
         half: store the network's weights in 16 bits; the arithmetic stays in 32.
 
     Raises:
-        ExportError: a package is missing, or the network cannot be written: what ONNX makes of it is something else.
+        ExportError: a package is missing, or the network cannot be written: it calls something that has no translation,
+            or what ONNX makes of it is something else.
         OSError: the folder is missing, read-only or full.
     """
     require_packages()
     import onnx
 
-    corrector = corrector.eval()
-    side = corrector.working_size
-    if only_curves:
-        inputs = {"small": torch.rand(2, 3, 3 * side // 4 + 1, side), "to_srgb": torch.eye(3)}
-        model = _model(CurvesOfColours(corrector), inputs, "curves", ["batch", 2, 3, "height", "width"])
-    else:
-        inputs = {
-            "photo": torch.rand(2, 3, 2 * side + 5, 3 * side + 9),
-            "strength": torch.ones(()),
-            "exposure": torch.zeros(()),
-        }
-        model = _model(corrector, inputs, "corrected", FREE)
+    module = module.eval()
+    corrector = module if isinstance(module, Corrector) else module.corrector
+    assert isinstance(corrector, Corrector)
+    try:
+        model = _model(module, _inputs(module, 2, 2 * corrector.working_size + 5, 3 * corrector.working_size + 9))
+    except UnknownOperator as error:
+        raise ExportError(str(error)) from None
     if half:
         _halve(model)
     model.doc_string = "Exposure correction by local curves. Colours are sRGB in [0, 1]; black and white stay."
     onnx.helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()
-    difference = _largest_difference(data, corrector, only_curves)
+    difference = _largest_difference(data, module, corrector.working_size)
     if not difference <= LARGEST_DIFFERENCE:
         raise ExportError(f"what ONNX makes of this network differs from it by {difference:.2g}: it is not written")
     with atomic_path(path) as temporary:
@@ -135,8 +141,18 @@ def write_onnx(path: Path, corrector: Corrector, facts: dict[str, Any], *, only_
     return Report(len(data), difference)
 
 
-def _model(module: nn.Module, inputs: dict[str, Tensor], output: str, shape: Sequence[str | int]) -> Any:
-    """Return an ONNX model of a module: photos of any size and number; numbers and matrices have defaults."""
+def _inputs(module: nn.Module, count: int, height: int, width: int) -> dict[str, Tensor]:
+    """Return noise on ramps, of a size, as what a module takes."""
+    draw = torch.Generator().manual_seed(height)
+    photo = torch.rand(count, 3, height, width, generator=draw).lerp(torch.linspace(0, 1, width), 0.7)
+    if isinstance(module, Corrector):
+        return {"photo": photo, "strength": torch.tensor(0.9), "exposure": torch.tensor(0.5)}
+    small = shrink(photo, module.corrector.working_size)
+    return {"small": small, "to_srgb": torch.eye(3)} if isinstance(module, CurvesOfColours) else {"small": small}
+
+
+def _model(module: nn.Module, inputs: dict[str, Tensor]) -> Any:
+    """Return an ONNX model of a module, for any number of photos of any size."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph, name = record(module, inputs)
@@ -144,12 +160,12 @@ def _model(module: nn.Module, inputs: dict[str, Tensor], output: str, shape: Seq
         helper.make_tensor_value_info(key, TensorProto.FLOAT, FREE if value.ndim == 4 else [*value.shape])
         for key, value in inputs.items()
     ]
-    defaults = [numpy_helper.from_array(value.numpy(), key) for key, value in inputs.items() if value.ndim != 4]
-    constants = [numpy_helper.from_array(value, key) for key, value in graph.constants.items()]
+    output, shape = ("corrected", FREE) if "photo" in inputs else ("curves", (FREE[0], 2, *FREE[1:]))
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
     nodes = [helper.make_node(node.operator, node.inputs, node.outputs, **node.attributes) for node in graph.nodes]
     nodes.append(helper.make_node("Identity", [name], [output]))
-    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
-    whole = helper.make_graph(nodes, "correction", given, [result], [*defaults, *constants])
+    constants = [numpy_helper.from_array(value, key) for key, value in graph.constants.items()]
+    whole = helper.make_graph(nodes, "correction", given, [result], constants)
     return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
@@ -157,10 +173,9 @@ def _halve(model: Any) -> None:
     """Store a model's weights in 16 bits, and widen them where they are used."""
     import onnx
 
-    given = {value.name for value in model.graph.input}
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name in given or not tensor.dims:
+        if tensor.data_type != onnx.TensorProto.FLOAT or not tensor.dims:
             continue
         values = onnx.numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
@@ -176,24 +191,21 @@ def _halve(model: Any) -> None:
     model.graph.node.extend(nodes)
 
 
-def _largest_difference(data: bytes, corrector: Corrector, only_curves: bool) -> float:
-    """Return the largest difference between a model and its network, on noise and ramps of several sizes."""
+def _largest_difference(data: bytes, module: nn.Module, side: int) -> float:
+    """Return the largest difference between a model and its module: of photos, or of photos under their curves."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    side, draw = corrector.working_size, torch.Generator().manual_seed(0)
     differences = []
     for height, width in ((side // 2 + 3, side // 3 + 1), (side * 2 + 1, side + 7), (side + 10, side * 3 + 5)):
-        photo = torch.rand(1, 3, height, width, generator=draw).lerp(torch.linspace(0, 1, width), 0.7)
+        inputs = _inputs(module, 1, height, width)
+        (result,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        actual = torch.from_numpy(result)
         with torch.inference_mode():
-            if only_curves:
-                small = photo[..., :side, :side].contiguous()
-                (maps,) = session.run(None, {"small": small.numpy()})
-                actual, expected = curves.apply(small, torch.from_numpy(maps)), curves.apply(small, corrector.maps(small))
-            else:
-                (result,) = session.run(None, {"photo": photo.numpy()})
-                actual, expected = torch.from_numpy(result), corrector(photo)
+            expected = module(*inputs.values())
+            if "small" in inputs:
+                actual, expected = (curves.apply(inputs["small"], maps) for maps in (actual, expected))
         differences.append((actual - expected).abs().max().item())
     return float(np.max(differences))  # NaN if one is

@@ -9,7 +9,7 @@ from typing import Any
 from models import Corrector
 
 from ..files import atomic_path, write_text
-from .onnx_file import ExportError, write_onnx
+from .onnx_file import CurvesOfColours, ExportError, write_onnx
 
 SOURCES = (".html", ".css", ".js", ".svg", ".webmanifest")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -45,7 +45,7 @@ def write_site(folder: Path, source: Path, corrector: Corrector, facts: dict[str
     """
     runtime = find_runtime(source)
     folder.mkdir(parents=True, exist_ok=True)
-    write_onnx(folder / "model.onnx", corrector, facts, only_curves=True, half=True)
+    write_onnx(folder / "model.onnx", CurvesOfColours(corrector), facts, half=True)
     write_text(folder / "model.json", json.dumps(facts, indent=1) + "\n")
     copied = [path for path in sorted(source.iterdir()) if path.suffix in SOURCES]
     for path in [*copied, *(runtime / name for name in RUNTIME)]:

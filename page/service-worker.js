@@ -1,0 +1,34 @@
+// Keeps the page's files, so that it works without a network, and serves them with the headers that allow threads.
+
+importScripts("files.js");  // VERSION and FILES, written by export.py
+const NAME = `exposure-correction-${self.VERSION}`;
+const POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; " +
+  "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+self.addEventListener("install", event => {
+  const fresh = self.FILES.map(file => new Request(file, {cache: "reload"}));
+  event.waitUntil(caches.open(NAME).then(cache => cache.addAll(fresh)).then(() => self.skipWaiting()));
+});
+
+self.addEventListener("activate", event => event.waitUntil((async () => {
+  for (const name of await caches.keys()) {
+    if (name.startsWith("exposure-correction-") && name !== NAME) await caches.delete(name);
+  }
+  await self.clients.claim();
+})()));
+
+self.addEventListener("fetch", event => {
+  const url = new URL(event.request.url);
+  if (event.request.method !== "GET" || url.origin !== self.location.origin) return;
+  event.respondWith((async () => {
+    const cache = await caches.open(NAME);
+    const kept = await cache.match(url.pathname.endsWith("/index.html") ? "./" : event.request, {ignoreSearch: true});
+    const response = kept ?? await fetch(event.request);
+    if (!response.ok || response.type === "opaque") return response;
+    const headers = new Headers(response.headers);
+    headers.set("Cross-Origin-Opener-Policy", "same-origin");
+    headers.set("Cross-Origin-Embedder-Policy", "require-corp");
+    headers.set("Content-Security-Policy", POLICY);
+    return new Response(response.body, {status: response.status, statusText: response.statusText, headers});
+  })());
+});
