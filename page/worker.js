@@ -70,11 +70,9 @@ const decode = async file => {
 const curvesOf = async (pixels, width, height, space) => {
   const small = smallCopy(pixels, width, height, size), count = small.width * small.height;
   const values = new Float32Array(3 * count);
-  let isGrey = true;
   for (let i = 0; i < count; i++) {
     const [red, green, blue] = [small.data[3 * i], small.data[3 * i + 1], small.data[3 * i + 2]];
     values[i] = red / 255; values[count + i] = green / 255; values[2 * count + i] = blue / 255;
-    isGrey &&= red === green && green === blue;
   }
   const result = await session.run({
     small: new ort.Tensor("float32", values, [1, 3, small.height, small.width]),
@@ -83,14 +81,6 @@ const curvesOf = async (pixels, width, height, space) => {
   const logarithms = result.curves.data.slice();
   result.curves.dispose();
   if (!logarithms.every(Number.isFinite)) throw new Error("the network's output is not finite");
-  if (isGrey) {  // stays grey
-    for (let i = 0; i < 6 * count; i += 3 * count) {
-      for (let j = i; j < i + count; j++) {
-        const mean = (logarithms[j] + logarithms[j + count] + logarithms[j + 2 * count]) / 3;
-        logarithms[j] = logarithms[j + count] = logarithms[j + 2 * count] = mean;
-      }
-    }
-  }
   return {values: logarithms, height: small.height, width: small.width};
 };
 

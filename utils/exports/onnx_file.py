@@ -52,7 +52,8 @@ def require_packages() -> None:
 class CurvesOfColours(nn.Module):
     """The curves of small copies in colours of other primaries than sRGB's, with its transfer function: Display P3.
 
-    The network sees sRGB; the change is brought into the copy's own colours, and the curves are fitted there.
+    The network sees sRGB; the change is brought into the copy's own colours, and the curves are fitted there. A copy
+    without colours gets one curve for all channels, so that it stays without.
     """
 
     def __init__(self, corrector: Corrector) -> None:
@@ -68,6 +69,8 @@ class CurvesOfColours(nn.Module):
         """
         seen = _in_primaries(small, to_srgb)
         corrected = self.corrector.corrected(seen).float().clamp(0, 1)
+        spread = (small.amax(1, keepdim=True) - small.amin(1, keepdim=True)).amax((1, 2, 3), keepdim=True)
+        corrected = torch.where(spread > 0, corrected, corrected.mean(1, keepdim=True))
         from_srgb = _inverse(to_srgb)
         change = _in_primaries(corrected, from_srgb) - _in_primaries(seen, from_srgb)
         return curves.fit(small, small + change)

@@ -1,0 +1,323 @@
+import base64
+import functools
+import http.server
+import io
+import json
+import re
+import shutil
+import struct
+import threading
+import time
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, picture
+from PIL import ExifTags, Image, ImageCms
+
+import export
+from models import build_generator
+from utils.photos.predictor import Predictor
+from utils.weights import save_weights
+
+ARCHITECTURE = {"model": "msec", "layer_count_of_every_unet": [2, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
+EXAMPLES = sorted((REPOSITORY / "data" / "examples").glob("*.jpg"))
+P3 = (0.51512, 0.2412, -0.00105, 0.29198, 0.69225, 0.04189, 0.1571, 0.06657, 0.78407)
+"""The primaries of Display P3, adapted to D50: X, Y, Z of red, green and blue."""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small network whose correction differs from place to place and between the channels."""
+    torch.manual_seed(3)
+    network = build_generator(SimpleNamespace(**ARCHITECTURE))
+    with torch.no_grad():
+        for unet in network.unets:
+            unet.head.weight.normal_(std=0.25)
+            unet.head.bias.copy_(torch.tensor([0.15, 0.05, -0.05]))
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_weights(path, network.state_dict(), architecture=ARCHITECTURE, working_size=96, training={})
+    return path
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A web server that keeps what it was asked for."""
+
+    def __init__(self, folder=None):
+        self.asked, self.is_off = [], False
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(handler):
+                self.asked.append(handler.path)
+                super().do_GET() if folder and not self.is_off else handler.send_error(503)
+
+            do_CONNECT = do_POST = do_GET
+
+            def log_message(handler, *words):
+                pass
+
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def site(weights, tmp_path_factory):
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name)
+    if not (REPOSITORY / "page" / "node_modules").is_dir():
+        pytest.skip("no page/node_modules: npm ci --prefix page")
+    folder = tmp_path_factory.mktemp("page") / "site"
+    assert export.main([str(weights), "--page", str(folder)]) == 0
+    with Server(str(folder)) as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page(site, tmp_path_factory):
+    """A browser with the page open, whose requests to elsewhere end in `page.elsewhere`."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("no Chromium with its driver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    words = ["headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1200,900", "enable-unsafe-swiftshader"]
+    words += ["disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"]
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    downloads = tmp_path_factory.mktemp("downloads")
+    several = "profile.default_content_setting_values.automatic_downloads"
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads), several: 1})
+    with Server() as elsewhere:
+        for word in (*words, f"proxy-server=127.0.0.1:{elsewhere.server_port}"):  # not asked for loopback addresses
+            options.add_argument(f"--{word}")
+        with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser:
+            browser.elsewhere, browser.downloads = elsewhere.asked, downloads
+            browser.get(f"http://127.0.0.1:{site.server_port}/")
+            yield browser
+        elsewhere.shutdown()
+
+
+def until(page, script, seconds=60):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    return WebDriverWait(page, seconds, 0.05).until(lambda _: page.execute_script(f"return {script}"))
+
+
+def add(page, *files):
+    count = len(page.find_elements("css selector", "#photos li"))
+    page.find_element("id", "files").send_keys("\n".join(map(str, files)))
+    until(page, f"document.querySelectorAll('#photos li').length === {count + len(files)}")
+    settled = "[...document.querySelectorAll('#photos li')].every(e => e.matches('.failed') || e.firstChild.firstChild.width > 1)"
+    until(page, settled)
+
+
+def press(page, name):
+    page.execute_script(f"document.getElementById('{name}').click()")
+
+
+def choose(page, name, value):
+    script = "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+    page.execute_script(script + "for (const n of ['input', 'change']) e.dispatchEvent(new Event(n))", name, str(value))
+
+
+def downloaded(page, name):
+    path, end = page.downloads / name, time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{name} was not saved: {page.find_element('id', 'status').text}"
+        time.sleep(0.02)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def clear(page):
+    page.execute_script("for (const e of document.querySelectorAll('.remove')) e.click()")
+
+
+def p3_profile():
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for index in range(struct.unpack_from(">I", data, 128)[0]):
+        name, place = struct.unpack_from(">4sI", data, 132 + 12 * index)
+        if name in (b"rXYZ", b"gXYZ", b"bXYZ"):
+            first = 3 * [b"rXYZ", b"gXYZ", b"bXYZ"].index(name)
+            struct.pack_into(">3i", data, place + 8, *(round(65536 * value) for value in P3[first : first + 3]))
+    return bytes(data)
+
+
+def differ(actual, expected):
+    assert actual.size == expected.size and actual.mode == expected.mode
+    return np.abs(np.asarray(actual).astype(int) - np.asarray(expected))
+
+
+def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
+    with Image.open(EXAMPLES[3]) as example:
+        example.resize((4000, 3000)).save(tmp_path / "large.jpg", quality=90)
+        example.convert("L").save(tmp_path / "grey.jpg", quality=95)
+        example.resize((3, 2)).save(tmp_path / "tiny.png")
+        wide = example.resize((300, 200)).point(lambda value: min(2 * value, 255))
+        wide.save(tmp_path / "wide.png", icc_profile=p3_profile())
+    clear_ = Image.new("RGBA", (120, 90), (0, 0, 0, 0))
+    clear_.paste(picture(60, 90).convert("RGBA"), (0, 0))  # a canvas knows no colour of what is not seen
+    clear_.save(tmp_path / "clear.png")
+    (tmp_path / "broken.jpg").write_bytes((tmp_path / "grey.jpg").read_bytes()[:300])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "camera.tif").write_bytes(b"II*\0" + bytes(100))
+    good = [*EXAMPLES, *(tmp_path / name for name in ("large.jpg", "grey.jpg", "tiny.png", "wide.png", "clear.png"))]
+    add(page, *good, *(tmp_path / name for name in ("broken.jpg", "empty.jpg", "camera.tif")))
+    failures = [element.text for element in page.find_elements("css selector", ".failed .title")]
+    assert re.match(r"broken\.jpg: .*damaged", failures[0]) and failures[1] == "empty.jpg: the file is empty"
+    assert failures[2].startswith("camera.tif: ") and "TIFF" in failures[2]
+    choose(page, "strength", 80)
+    choose(page, "exposure", 0.5)
+    press(page, "all")
+    choose(page, "format", "PNG")
+    press(page, "save-zip")
+    archive = zipfile.ZipFile(io.BytesIO(downloaded(page, "corrected.zip")))
+    assert archive.testzip() is None
+    assert archive.namelist() == [path.with_suffix(".png").name for path in good]
+    assert "13 photos saved, 3 could not be" in page.find_element("id", "status").text
+    predictor = Predictor.from_weights(weights, "cpu")
+    for path in good:
+        with Image.open(path) as photo, Image.open(archive.open(path.with_suffix(".png").name)) as actual:
+            expected = predictor.predict(photo, strength=0.8, exposure=0.5)
+            if path.name == "grey.jpg":
+                expected = expected.convert("RGB")
+                assert (np.ptp(np.asarray(actual.convert("RGB")), axis=2) == 0).all()
+            if path.name == "clear.png":
+                assert np.array_equal(actual.getchannel("A"), expected.getchannel("A"))
+                actual, expected = (Image.fromarray(np.asarray(image)[:, :60, :3]) for image in (actual, expected))
+            actual_ = actual.convert("RGB")
+            assert (differ(actual_, expected) <= 2).mean() > 0.99, path.name
+            assert path.name == "tiny.png" or (differ(actual_, photo.convert(expected.mode).crop((0, 0, *expected.size))) > 5).mean() > 0.3
+            assert actual.info.get("icc_profile") == photo.info.get("icc_profile"), path.name
+
+
+def test_nothing_is_asked_of_others_and_the_policy_holds(page, site):
+    script = """const done = arguments[0], script = document.createElement('script');
+    script.textContent = 'window.inlined = 1';
+    document.body.append(script);
+    setTimeout('window.evaluated = 1');  // by a timer, as what a driver runs may evaluate
+    const tell = fetched => setTimeout(() => done([window.inlined ?? 0, window.evaluated ?? 0, fetched]), 20);
+    fetch('http://elsewhere.test/').then(() => tell(1), () => tell(0))"""
+    assert page.execute_async_script(script) == [0, 0, 0]
+    image = "const i = new Image(), d = arguments[0]; i.onload = () => d(1); i.onerror = () => d(0); i.src = 'http://elsewhere.test/a'"
+    assert page.execute_async_script(image) == 0
+    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    urls = [sent["params"]["request"]["url"] for sent in messages if sent["method"] == "Network.requestWillBeSent"]
+    own = f"http://127.0.0.1:{site.server_port}/"
+    assert any(url == own + "main.js" for url in urls)
+    assert {url for url in urls if not url.startswith((own, f"blob:{own}"))} <= {"http://elsewhere.test/", "http://elsewhere.test/a"}
+    hosts = {re.split("[/:]", asked.removeprefix("http://"))[0] for asked in page.elsewhere}
+    services = (".google.com", ".googleapis.com", ".gvt1.com")  # what Chromium asks on its own account
+    assert [host for host in hosts if not host.endswith(services)] == []
+    errors = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    assert all("Content Security Policy" in error or "elsewhere.test" in error for error in errors), errors
+    names = {path.split("?")[0].lstrip("/") for path in site.asked}
+    assert {"model.onnx", "worker.js", "ort-wasm-simd-threaded.wasm", "files.js"} <= names
+
+
+def exif_with(orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.Make] = "Maker"
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] = 320
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    return exif
+
+
+def test_without_a_network_photos_are_corrected_and_keep_what_belongs_to_them(page, site, weights, tmp_path):
+    page.execute_async_script("navigator.serviceWorker.ready.then(arguments[0])")
+    until(page, "navigator.serviceWorker.controller !== null")
+    until(page, "document.documentElement.dataset.ready === ''")
+    site.is_off = True
+    page.refresh()
+    until(page, "document.documentElement.dataset.ready === ''")
+    threads = min(page.execute_script("return navigator.hardwareConcurrency"), 4)
+    assert ("one thread" if threads == 1 else f"{threads} threads") in page.find_element("id", "engine").text
+    assert page.execute_script("return crossOriginIsolated")  # so that WebAssembly may have threads
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6" dc:x="kept"/></x:xmpmeta>'
+    photo, path = picture(320, 200).point(lambda value: value // 2), tmp_path / "wide.jpg"
+    kept = {"icc_profile": p3_profile(), "exif": exif_with(6), "xmp": xmp, "dpi": (300, 300), "comment": b"kept"}
+    photo.save(path, quality=97, subsampling=0, **kept)
+    add(page, path)
+    until(page, "!document.getElementById('save').disabled")
+    assert page.find_element("id", "facts").text == "200 × 320, Display P3"
+    choose(page, "format", "")
+    choose(page, "quality", 100)
+    press(page, "save")
+    data = downloaded(page, "wide_corrected.jpg")
+    with Image.open(io.BytesIO(data)) as actual, Image.open(path) as original:
+        exif = actual.getexif()
+        assert actual.format == "JPEG" and actual.size == (200, 320) and exif.get(ExifTags.Base.Orientation, 1) == 1
+        assert exif[ExifTags.Base.Make] == "Maker" and exif.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
+        assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] == 200
+        assert actual.info["icc_profile"] == kept["icc_profile"] and actual.info["comment"] == b"kept"
+        assert actual.info["dpi"] == (300, 300) and actual.info["xmp"] == xmp.replace(b'"6"', b'"1"')
+        upright = original.transpose(Image.Transpose.ROTATE_270)
+        upright.info["icc_profile"] = kept["icc_profile"]
+        expected = Predictor.from_weights(weights, "cpu").predict(upright)
+        assert (differ(actual.convert("RGB"), expected) <= 4).mean() > 0.98
+    choose(page, "strength", 0)
+    press(page, "save")
+    assert downloaded(page, "wide_corrected.jpg") == path.read_bytes()
+    clear(page)
+
+
+def colour(page, share, size):
+    """The colour on the screen at a share of the photo's width, a third down, and where on the photo that is."""
+    shot = Image.open(io.BytesIO(page.find_element("id", "viewer").screenshot_as_png)).convert("RGB")
+    scale = min(shot.width / size[0], shot.height / size[1], 1)
+    column, row = int(share * size[0]), size[1] // 3
+    left, top = ((room - scale * length) / 2 for room, length in zip(shot.size, size, strict=True))
+    pixel = shot.getpixel((int(left + scale * column), int(top + scale * row)))
+    return np.array(pixel).astype(int), (row, column)
+
+
+@pytest.mark.parametrize("query", ["", "?plain"], ids=["WebGL2", "worker"])
+def test_the_view_is_what_is_saved(page, site, weights, tmp_path, query):
+    from selenium.webdriver import Keys
+
+    if query:
+        page.get(f"http://127.0.0.1:{site.server_port}/{query}")
+    flat = Image.new("RGB", (700, 500), (90, 70, 60))
+    flat.save(tmp_path / "flat.png")
+    add(page, tmp_path / "flat.png")
+    until(page, "!document.getElementById('split').hidden")
+    predictor = Predictor.from_weights(weights, "cpu")
+
+    def expect(split, strength, exposure):
+        corrected = np.asarray(predictor.predict(flat, strength=strength, exposure=exposure)).astype(int)
+        for share, wanted in ((split - 0.1, np.asarray(flat).astype(int)), (split + 0.1, corrected)):
+            end = time.monotonic() + 10  # a worker draws when it is done
+            while True:
+                actual, place = colour(page, share, flat.size)
+                if np.abs(actual - wanted[place]).max() <= 2:
+                    break
+                assert time.monotonic() < end, (share, actual, wanted[place])
+
+    expect(0.5, 1, 0)
+    choose(page, "exposure", 1)
+    choose(page, "strength", 50)
+    expect(0.5, 0.5, 1)
+    split = page.find_element("id", "split")
+    split.send_keys(Keys.ARROW_RIGHT * 3)
+    assert float(split.get_attribute("value")) == pytest.approx(65)
+    press(page, "reset")
+    expect(0.65, 1, 0)
+    page.set_window_size(500, 850)
+    assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    page.set_window_size(1200, 900)
+    drop = """const data = new DataTransfer(), bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));
+    data.items.add(new File([bytes], arguments[1], {type: 'image/png'}));
+    dispatchEvent(arguments[1] === 'dropped.png' ? new DragEvent('drop', {dataTransfer: data})
+      : new ClipboardEvent('paste', {clipboardData: data}))"""
+    data = io.BytesIO()
+    picture(40, 30).save(data, "PNG")
+    for name in ("dropped.png", "pasted.png"):
+        page.execute_script(drop, base64.b64encode(data.getvalue()).decode(), name)
+        until(page, f"[...document.querySelectorAll('.title')].some(e => e.textContent === '{name}')")
+    clear(page)
