@@ -19,7 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are known to be good
     from models import Corrector
 

@@ -57,9 +57,12 @@ class Corrector(nn.Module):
 
 def shrink(photo: Tensor, longest: int) -> Tensor:
     """Return `(B, C, H, W)` reduced to a longest side in pixels, without aliasing; small photos as they are."""
-    longest_side = torch.sym_max(*photo.shape[-2:])
-    longest = torch.sym_min(longest, longest_side)
-    size = [torch.sym_max(round(length * longest / longest_side), 1) for length in photo.shape[-2:]]
-    if size == [*photo.shape[-2:]]:
+    height, width = photo.shape[-2:]
+    side = torch.sym_max(height, width)  # not max: exports follow sizes
+    target = torch.sym_min(longest, side)
+    size = [torch.sym_max(round(length * target / side), 1) for length in (height, width)]  # type: ignore[call-overload]
+    if size == [height, width]:
         return photo
+    if size[1] == 1:  # a single column, whose rows torch (2.14) gets wrong
+        return F.interpolate(photo.mT, size[::-1], mode="bilinear", antialias=True).mT
     return F.interpolate(photo, size, mode="bilinear", antialias=True)

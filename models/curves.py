@@ -40,7 +40,8 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     of the windows that see a pixel are averaged.
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
-    radius = max(round(max(x.shape[-2:]) * WINDOW), 1)
+    longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
+    radius = torch.sym_max(round(longest * WINDOW), 1)
     product, both = x * (1 - x), x * y
     below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
     at_white = product * y  # what the slopes multiply

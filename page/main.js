@@ -60,6 +60,9 @@ const queue = new Queue(({threads, facts}) => {
   $("engine").textContent = `WebAssembly, ${threads === 1 ? "one thread" : `${threads} threads`}; ${view.name}; ` +
     `${facts.model}, ${facts.working_size} px`;
   document.documentElement.dataset.ready = "";
+  if ("serviceWorker" in navigator && window.isSecureContext) {  // now that its files need not be fetched twice
+    navigator.serviceWorker.register("service-worker.js").catch(error => console.info("works with a network only", error));
+  }
 }, reason => {
   $("engine").textContent = `The network could not be loaded: ${reason}`;
   say("Photos cannot be corrected. Load the page again; it needs a current browser with WebAssembly.");
@@ -71,8 +74,9 @@ const view = openView($("view"), () => invalidate(), new URLSearchParams(locatio
 const invalidate = () => {
   if (isDirty) return;
   isDirty = true;
-  requestAnimationFrame(() => {
+  requestAnimationFrame(now => {
     isDirty = false;
+    keepPace(now);
     const place = placeOf(selected);
     if (!place || !selected.isShown) { view.clear(); return; }
     const [left, right] = [Math.max(place[0], 0), Math.min(place[0] + place[2], $("view").width)];
@@ -84,22 +88,43 @@ const invalidate = () => {
   });
 };
 
+// While a slider moves on a device that cannot keep up, draw fewer pixels; once it rests, all of them again.
+let coarse = 1, isSliding = false, rest = 0, before = 0, pace = 16;
+const keepPace = now => {
+  const time = now - before;
+  before = now;
+  if (!isSliding || time > 500) return;
+  pace += (time - pace) / 4;
+  if (pace > 34 && coarse < 4) resize(coarse * 2);
+};
+const slide = () => {
+  isSliding = true;
+  clearTimeout(rest);
+  rest = setTimeout(() => {
+    isSliding = false;
+    resize(1);
+  }, 250);
+};
+
+const resize = (every = coarse) => {
+  const canvas = $("view"), ratio = (window.devicePixelRatio || 1) / every;
+  [coarse, pace] = [every, 16];
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight].map(length => Math.max(Math.round(length * ratio), 1));
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== height) canvas.height = height;
+  invalidate();
+};
+new ResizeObserver(() => resize()).observe($("viewer"));
+
 // Where a photo lies on the canvas, in the screen's pixels: [left, top, width, height].
 const placeOf = photo => {
   if (!photo?.width) return null;
   const {width, height} = $("view");
-  const fit = Math.min(width / photo.width, height / photo.height, 1), scale = isZoomed ? 1 : fit;
+  const fit = Math.min(width / photo.width, height / photo.height, 1 / coarse), scale = isZoomed ? 1 / coarse : fit;
   const place = (length, room, share) => length <= room ? Math.round((room - length) / 2) : Math.round((room - length) * share);
   const [across, down] = [Math.round(photo.width * scale), Math.round(photo.height * scale)];
   return [place(across, width, pan[0]), place(down, height, pan[1]), across, down];
 };
-
-new ResizeObserver(() => {
-  const canvas = $("view"), ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.max(Math.round(canvas.clientWidth * ratio), 1);
-  canvas.height = Math.max(Math.round(canvas.clientHeight * ratio), 1);
-  invalidate();
-}).observe($("viewer"));
 
 const setSplit = share => {
   split = Math.min(Math.max(share, 0), 1);
@@ -178,7 +203,7 @@ const add = files => {
   if (!count) return say(files.length ? "These photos are here already." : "No photos in there.");
   say(`${count} ${count === 1 ? "photo" : "photos"} added.`);
   refresh();
-  if (!selected) select(first);
+  select(first);
   for (const photo of photos) if (photo.state === "waiting") correct(photo, LATER).catch(() => {});
 };
 
@@ -326,6 +351,7 @@ const set = (photo, strength, exposure) => {
 };
 for (const id of ["strength", "exposure"]) {
   $(id).addEventListener("input", () => {
+    slide();
     showValues();
     if (selected) set(selected, $("strength").value / 100, Number($("exposure").value));
   });
@@ -543,6 +569,3 @@ addEventListener("keydown", event => {
 
 refresh();
 showFacts();
-if ("serviceWorker" in navigator && window.isSecureContext) {
-  navigator.serviceWorker.register("service-worker.js").catch(error => console.info("works with a network only", error));
-}

@@ -6,7 +6,7 @@ const POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-
   "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 self.addEventListener("install", event => {
-  const fresh = self.FILES.map(file => new Request(file, {cache: "reload"}));
+  const fresh = self.FILES.map(file => new Request(file, {cache: "no-cache"}));
   event.waitUntil(caches.open(NAME).then(cache => cache.addAll(fresh)).then(() => self.skipWaiting()));
 });
 

@@ -18,7 +18,8 @@ const start = async () => {
   ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
   ort.env.logLevel = "error";
-  const options = {executionProviders: ["wasm"], graphOptimizationLevel: "all", logSeverityLevel: 3};
+  // Its optimisations take longer than they save on a network that is run once for a photo.
+  const options = {executionProviders: ["wasm"], graphOptimizationLevel: "disabled", logSeverityLevel: 3};
   session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
   return {threads: ort.env.wasm.numThreads, facts};
 };

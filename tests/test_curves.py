@@ -225,3 +225,10 @@ def test_the_network_sees_the_working_size_and_the_photo_keeps_its_own():
 )
 def test_small_copies_keep_the_shape(size, longest, expected):
     assert shrink(torch.rand(1, 3, *size), longest).shape[-2:] == expected
+
+
+def test_a_narrow_photo_is_reduced_row_by_row():
+    from models.corrector import shrink
+
+    photo = torch.linspace(0, 1, 480)[None, None, :, None].expand(1, 3, 480, 3).contiguous()
+    assert (shrink(photo, 48)[0, 0, :, 0] - torch.linspace(0.01, 0.99, 48)).abs().max() < 0.01

@@ -142,7 +142,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(chec
         (["{run}/best.safetensors", "-o", "{run}/new.safetensors"], "merged already"),
         (["{run}/best.pt", "-o", "{run}/new.pt"], "must end in .safetensors"),
         (["{run}/best.pt", "-o", "{run}/best.safetensors"], "--overwrite"),
-        (["{run}/best.pt"], "required"),
+        (["{run}/best.pt"], "say what to write"),
     ],
 )
 def test_usage_errors(checkpoint, arguments, words, capsys):

@@ -124,10 +124,9 @@ def write_onnx(path: Path, module: nn.Module, facts: dict[str, Any], *, half: bo
     import onnx
 
     module = module.eval()
-    corrector = module if isinstance(module, Corrector) else module.corrector
-    assert isinstance(corrector, Corrector)
+    side = _corrector_of(module).working_size
     try:
-        model = _model(module, _inputs(module, 2, 2 * corrector.working_size + 5, 3 * corrector.working_size + 9))
+        model = _model(module, _inputs(module, 2, 2 * side + 5, 3 * side + 9))
     except UnknownOperator as error:
         raise ExportError(str(error)) from None
     if half:
@@ -136,12 +135,18 @@ def write_onnx(path: Path, module: nn.Module, facts: dict[str, Any], *, half: bo
     onnx.helper.set_model_props(model, {key: str(value) for key, value in facts.items()})
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()
-    difference = _largest_difference(data, module, corrector.working_size)
+    difference = _largest_difference(data, module, side)
     if not difference <= LARGEST_DIFFERENCE:
         raise ExportError(f"what ONNX makes of this network differs from it by {difference:.2g}: it is not written")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return Report(len(data), difference)
+
+
+def _corrector_of(module: nn.Module) -> Corrector:
+    corrector = module if isinstance(module, Corrector) else module.corrector
+    assert isinstance(corrector, Corrector)
+    return corrector
 
 
 def _inputs(module: nn.Module, count: int, height: int, width: int) -> dict[str, Tensor]:
@@ -150,7 +155,7 @@ def _inputs(module: nn.Module, count: int, height: int, width: int) -> dict[str,
     photo = torch.rand(count, 3, height, width, generator=draw).lerp(torch.linspace(0, 1, width), 0.7)
     if isinstance(module, Corrector):
         return {"photo": photo, "strength": torch.tensor(0.9), "exposure": torch.tensor(0.5)}
-    small = shrink(photo, module.corrector.working_size)
+    small = shrink(photo, _corrector_of(module).working_size)
     return {"small": small, "to_srgb": torch.eye(3)} if isinstance(module, CurvesOfColours) else {"small": small}
 
 
@@ -185,9 +190,7 @@ def _halve(model: Any) -> None:
             halved = values.astype(np.float16)
         if not np.isfinite(halved).all():
             raise ExportError(f"{tensor.name} has values of up to {abs(values).max():.2g}: too large for 16 bits")
-        casts.append(
-            onnx.helper.make_node("Cast", [tensor.name + ".half"], [tensor.name], to=onnx.TensorProto.FLOAT)
-        )
+        casts.append(onnx.helper.make_node("Cast", [tensor.name + ".half"], [tensor.name], to=onnx.TensorProto.FLOAT))
         tensor.CopyFrom(onnx.numpy_helper.from_array(halved, tensor.name + ".half"))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]

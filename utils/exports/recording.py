@@ -1,8 +1,8 @@
 """Record what a module does to its inputs, as a graph of ONNX operators that holds for inputs of every size.
 
-torch has an exporter of its own. It proves things about every size that occurs in a network, which takes it a minute and
-a half for a generator whose levels are padded to multiples and cropped again; running the module once and writing down
-what was called takes two seconds. In return, whoever records must try the graph at other sizes (`onnx_file` does):
+torch has an exporter of its own. It proves things about every size that occurs in a network, which takes it more than a
+minute for a generator whose levels are padded to multiples and cropped again; running the module once and writing down
+what was called takes a second. In return, whoever records must try the graph at other sizes (`onnx_file` does):
 
 - where the module asks about a size in an `if`, the answer at the sizes of the example is the one that is recorded;
 - sizes must be computed with operators, `round`, `torch.sym_max` and `torch.sym_min`: `max` and `min` choose at once;
@@ -99,8 +99,8 @@ class Size(int):
     def __mul__(self, other: Any) -> Any:
         return self._with("Mul", other, int(self) * int(other)) if isinstance(other, int) else self._real() * other
 
-    def __floordiv__(self, other: Any) -> Size:  # lengths are positive: ONNX cuts where Python rounds down
-        return self._with("Div", other, int(self) // int(other))
+    def __floordiv__(self, other: Any) -> Size:  # by the rest, as ONNX cuts where Python rounds down
+        return (self - self % other)._with("Div", other, int(self) // int(other))
 
     def __mod__(self, other: Any) -> Size:  # of the divisor's sign in both
         return self._with("Mod", other, int(self) % int(other))
@@ -141,7 +141,7 @@ class Real(float):
     def __truediv__(self, other: Any) -> Real:
         return self._with("Div", other, float(self) / float(other))
 
-    def __round__(self, digits: None = None) -> Any:  # to the even one of two neighbours, in ONNX as in Python
+    def __round__(self, digits: Any = None) -> Any:  # to the even one of two neighbours, in ONNX as in Python
         rounded = self.graph.add("Cast", self.graph.add("Round", self.name), to=7)
         return Size(round(float(self)), self.graph, rounded)
 
@@ -216,7 +216,11 @@ class Recorder(TorchFunctionMode):
             attribute = getattr(func, "__self__", None)
             if attribute is Tensor.shape and self.knows(args[0]):
                 return tuple(self.shape(args[0], axis) for axis in range(args[0].ndim))
-            return func(*args, **kwargs)
+            value = func(*args, **kwargs)
+            if attribute in (Tensor.T, Tensor.mT) and self.knows(args[0]):
+                axes = [*range(args[0].ndim - 2), args[0].ndim - 1, args[0].ndim - 2]
+                self.put(value, self.graph.add("Transpose", self.name(args[0]), perm=axes))
+            return value
         result = func(*args, **kwargs)
         if not (self.knows(args) or self.knows([*kwargs.values()])) or name in _SILENT:
             return result
@@ -401,12 +405,11 @@ def _interpolate(
     antialias: bool = False,
 ) -> str:
     _check(mode == "bilinear" and not align_corners and scale_factor is None, "interpolate", mode)
-    lengths = [r.shape(input, 0), r.shape(input, 1), *_pair(size)]
-    options = {"antialias": 1, "exclude_outside": 1} if antialias else {}
-    return r.graph.add(
-        "Resize", r.name(input), "", "", r.list(lengths), mode="linear",
-        coordinate_transformation_mode="half_pixel", **options,
-    )  # fmt: skip
+    lengths = r.list([r.shape(input, 0), r.shape(input, 1), *_pair(size)])
+    how: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    if antialias:
+        how |= {"antialias": 1, "exclude_outside": 1}
+    return r.graph.add("Resize", r.name(input), "", "", lengths, **how)
 
 
 def _arange(r: Recorder, out: Tensor, *bounds: Any, **options: Any) -> str:
@@ -456,9 +459,7 @@ def _unflatten(r: Recorder, out: Tensor, x: Tensor, dim: int, sizes: Sequence[in
 
 
 def _reduce(operator: str) -> Callable[..., str]:
-    def translate(
-        r: Recorder, out: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any
-    ) -> str:
+    def translate(r: Recorder, out: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **options: Any) -> str:
         _check(not options, operator, options)
         if dim is None:
             return r.graph.add(operator, r.name(x), keepdims=0)
