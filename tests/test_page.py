@@ -22,6 +22,8 @@ from models import build_generator
 from utils.photos.predictor import Predictor
 from utils.weights import save_weights
 
+pytestmark = pytest.mark.xdist_group("page")  # one browser, in this order
+
 ARCHITECTURE = {"model": "msec", "layer_count_of_every_unet": [2, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
 EXAMPLES = sorted((REPOSITORY / "data" / "examples").glob("*.jpg"))
 P3 = (0.51512, 0.2412, -0.00105, 0.29198, 0.69225, 0.04189, 0.1571, 0.06657, 0.78407)
@@ -97,6 +99,8 @@ def page(site, tmp_path_factory):
         with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser:
             browser.elsewhere, browser.downloads = elsewhere.asked, downloads
             browser.get(f"http://127.0.0.1:{site.server_port}/")
+            until(browser, "document.documentElement.dataset.ready === ''")
+            browser.execute_async_script("navigator.serviceWorker.ready.then(arguments[0])")
             yield browser
         elsewhere.shutdown()
 
@@ -300,9 +304,7 @@ def exif_with(orientation):
 
 
 def test_without_a_network_photos_are_corrected_and_keep_what_belongs_to_them(page, site, weights, tmp_path):
-    page.execute_async_script("navigator.serviceWorker.ready.then(arguments[0])")
     until(page, "navigator.serviceWorker.controller !== null")
-    until(page, "document.documentElement.dataset.ready === ''")
     site.is_off = True
     page.get(f"http://127.0.0.1:{site.server_port}/?plain")  # and without WebGL2
     until(page, "document.documentElement.dataset.ready === ''")
