@@ -41,7 +41,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
-    radius = torch.sym_max(round(longest * WINDOW), 1)
+    radius = torch.sym_max(round(longest * WINDOW), 1)  # type: ignore[call-overload]  # SymInt knows no product
     product, both = x * (1 - x), x * y
     below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
     at_white = product * y  # what the slopes multiply
