@@ -138,7 +138,8 @@ const readBoxes = (bytes, found) => {
   for (const {name, start} of boxes(table.start + (bytes[table.start] ? 8 : 6), table.end)) {
     if (name !== "infe" || bytes[start] < 2) continue;
     const wide = bytes[start] > 2, id = wide ? data.getUint32(start + 4) : data.getUint16(start + 4), after = start + (wide ? 10 : 8);
-    kinds[id] = {kind: text(bytes, after, 4), type: text(bytes, after + 5, 19)};
+    const type = bytes.indexOf(0, after + 4) + 1;  // after the item's name
+    kinds[id] = {kind: text(bytes, after, 4), type: text(bytes, type, 19)};
   }
   const version = bytes[places.start], sizes = data.getUint16(places.start + 4);
   const lengths = {offset: sizes >> 12, length: sizes >> 8 & 15, base: sizes >> 4 & 15, index: version ? sizes & 15 : 0};
@@ -293,11 +294,11 @@ const chunk = (name, content) => {
 
 const pngWith = async (encoded, found, exif, xmp, icc) => {
   const parts = [encoded.subarray(0, 8)];
-  const isOld = name => ["eXIf", "pHYs", "tEXt", "iTXt"].includes(name) || (icc && ["iCCP", "sRGB", "gAMA", "cHRM", "cICP"].includes(name));
+  const isOld = name => ["eXIf", "pHYs", "tEXt", "iTXt"].includes(name) || (icc?.length && ["iCCP", "sRGB", "gAMA", "cHRM", "cICP"].includes(name));
   for (const [name, , whole] of pngChunks(encoded)) {
     if (!isOld(name)) parts.push(whole);
     if (name !== "IHDR") continue;
-    if (icc) parts.push(chunk("iCCP", joined([bytesOf("ICC profile\0\0"), await through(icc, new CompressionStream("deflate"))])));
+    if (icc?.length) parts.push(chunk("iCCP", joined([bytesOf("ICC profile\0\0"), await through(icc, new CompressionStream("deflate"))])));
     if (exif) parts.push(chunk("eXIf", exif));
     if (xmp) parts.push(chunk("iTXt", joined([bytesOf(PNG_XMP + "\0\0\0\0\0"), xmp])));
     if (found.density && found.density[0]) {
@@ -312,7 +313,8 @@ const pngWith = async (encoded, found, exif, xmp, icc) => {
   return parts;
 };
 
-// A JPEG or PNG file that the browser encoded, with a photo's metadata; `icc` null keeps what the browser says of its colours.
+// A JPEG or PNG file that the browser encoded, with a photo's metadata; `icc` is its profile, empty
+// for none; null keeps what the browser says of its colours.
 export const withMetadata = async (encoded, format, found, width, height, icc) => {
   const exif = found.exif && uprightExif(found.exif, width, height), xmp = found.xmp && uprightXmp(found.xmp);
   return joined(await (format === "JPEG" ? jpegWith : pngWith)(encoded, found, exif, xmp, icc));

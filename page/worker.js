@@ -7,6 +7,7 @@ import {crc32, formatOf, readMetadata, spaceOf, withMetadata} from "./metadata.j
 const LARGEST = 178956970;  // pixels, as predict.py
 const THUMBNAIL = 200;
 const ROWS = 256;  // read at a time, as some systems bound the area of a canvas
+const NONE = new Uint8Array();
 const UNIT = [1, 0, 0, 0, 1, 0, 0, 0, 1];
 const P3_TO_SRGB = [1.2249401, -0.2249402, 0, -0.0420569, 1.0420571, 0, -0.0196376, -0.0786361, 1.0982735];  // linear light
 
@@ -33,11 +34,11 @@ const canvasOf = (width, height, space) => {
 
 const knowsWideColours = () => canvasOf(1, 1, "display-p3")[1].getContextAttributes?.().colorSpace === "display-p3";
 
-// How a photo's colours are worked on: {space, icc}, icc null where the browser is to say what it wrote.
+// How a photo's colours are worked on: {space, icc}, icc empty for sRGB, null where the browser is to say what it wrote.
 const coloursOf = found => {
   const said = found.icc ? spaceOf(found.icc) : "srgb";
-  if (said === "srgb" && !found.isWide) return {space: "srgb", icc: found.icc};
-  if (said === null || !knowsWideColours()) return {space: "srgb", icc: null};
+  if (said === "srgb" && !found.isWide) return {space: "srgb", icc: found.icc ?? NONE};
+  if (said === null || !knowsWideColours()) return {space: "srgb", icc: NONE};
   return {space: "display-p3", icc: said === "display-p3" ? found.icc : null};
 };
 

@@ -334,6 +334,13 @@ def test_without_a_network_photos_are_corrected_and_keep_what_belongs_to_them(pa
         upright.info["icc_profile"] = kept["icc_profile"]
         expected = Predictor.from_weights(weights, "cpu").predict(upright)
         assert share_within(actual.convert("RGB"), expected, 4) > 0.98
+    add(page, EXAMPLES[0])
+    until(page, "!document.getElementById('save').disabled")
+    press(page, "save")
+    with Image.open(io.BytesIO(downloaded(page, f"{EXAMPLES[0].stem}_corrected.jpg"))) as actual:
+        assert "icc_profile" not in actual.info
+    page.find_elements("css selector", ".pick")[0].click()
+    until(page, "!document.getElementById('split').hidden && !document.getElementById('save').disabled")
     choose(page, "strength", 0)
     press(page, "save")
     assert downloaded(page, "wide_corrected.jpg") == path.read_bytes()
