@@ -6,6 +6,7 @@ examples:
   python benchmarks/train.py data/train
   python benchmarks/train.py data/train --set "image_size=[512,512]" --set batch_size=8 --set num_workers=16
   python benchmarks/train.py data/train --set "image_size=[256,256]" --set batch_size=4 --earlier
+  git worktree add ../before 3ad8a84 && python benchmarks/train.py data/train --against ../before
 """
 
 import argparse
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of every round of the loader and the earlier design")
     parser.add_argument("--earlier", action="store_true", help="also the loop of benchmarks/earlier_design.py")
+    parser.add_argument("--against", type=Path, help="also the step of another checkout of the project")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = [
@@ -76,6 +78,9 @@ def measure(options: list[str], folder: Path, arguments: argparse.Namespace) -> 
         row: dict[str, float] = {"the step alone": config.batch_size / step_seconds}
         row["train.py"] = trained(options, folder / "run")
         row["loader alone"] = per_second(lambda: sum(len(b.names) for b in itertools.islice(loader, steps)))
+        if arguments.against:
+            seconds_before, _ = dry_run(options, arguments.against)
+            row[f"the step of {arguments.against}"] = config.batch_size / seconds_before
         if arguments.earlier:
             row[EARLIER] = per_second(lambda: earlier.run(steps))
         for name, speed in row.items():
@@ -89,9 +94,10 @@ def measure(options: list[str], folder: Path, arguments: argparse.Namespace) -> 
     print_arithmetic(corrector, arithmetic, config, statistics.median(speeds["the step alone"]))
 
 
-def command(*words: str) -> str:
-    """Return what train.py prints."""
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True)
+def command(*words: str, root: Path = ROOT) -> str:
+    """Return what train.py, of a checkout, prints."""
+    program = [sys.executable, str(root / "train.py"), "--config", str(ROOT / "conf.json")]
+    done = subprocess.run([*program, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout
@@ -102,9 +108,9 @@ def overrides(options: list[str]) -> list[str]:
     return [word for option in options for word in ("--set", option)]
 
 
-def dry_run(options: list[str]) -> tuple[float, str]:
+def dry_run(options: list[str], root: Path = ROOT) -> tuple[float, str]:
     """Return the seconds of a step on data that is there, and its peak memory in MiB."""
-    found = re.search(r"stage 1: ([\d.]+) s and ([\d,]+) MiB", command("--dry-run", *overrides(options)))
+    found = re.search(r"stage 1: ([\d.]+) s and ([\d,]+) MiB", command("--dry-run", *overrides(options), root=root))
     assert found is not None
     return float(found[1]), found[2]
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from utils.files import atomic_path, sha256
 from utils.photos.reading import PhotoError, read_photo
@@ -131,4 +134,13 @@ def _reduced(image: Image.Image, shortest: int) -> Image.Image:
     if scale >= 1:
         return image
     size = (max(round(image.width * scale), shortest), max(round(image.height * scale), shortest))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(resized(image, size).permute(1, 2, 0).contiguous().numpy())
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Return an "RGB" image at another width and height, uint8 `(3, H, W)`, by Pillow's bicubic filter.
+
+    PyTorch has it several times as fast; a few levels in a thousand differ from Pillow's, by one or two.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return F.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)[0].contiguous()

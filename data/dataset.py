@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from utils.photos.reading import PhotoError, find_photos, open_photo, upright_size
 
-from .cache import PhotoCache
+from .cache import PhotoCache, resized
 from .camera import COUNT, CameraRange, draw_camera
 from .color_jitter import draw_jitter
 from .paired import Pair
@@ -223,7 +223,7 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             # the same for all draws, so that the view does not depend on what the cache holds
             views = self._random_view(self._images(index, math.ceil(largest / math.sqrt(self.crop_min_area))), rng)
         factors, order = draw_jitter(rng, self.jitter)
-        photo, input_photo = (torch.from_numpy(views[k]).permute(2, 0, 1) for k in (0, -1))  # (H, W, 3) -> (3, H, W)
+        photo, input_photo = views[0], views[-1]
         kind = JITTERED
         if rng.uniform() < self.identity_share:
             kind = UNTOUCHED
@@ -253,28 +253,27 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             images[1] = images[1].resize(images[0].size, Image.Resampling.BICUBIC)  # JPEG and PNG round differently
         return images
 
-    def _random_view(self, images: list[Image.Image], rng: np.random.Generator) -> list[npt.NDArray[np.uint8]]:
+    def _random_view(self, images: list[Image.Image], rng: np.random.Generator) -> list[Tensor]:
         """Return a random view, the same of all images, in which the first shows something."""
         for _ in range(CROP_ATTEMPTS):
             share = math.sqrt(rng.uniform(self.crop_min_area, 1))
             across, down, flip = rng.uniform(), rng.uniform(), rng.uniform() < 0.5
             view = self._crop(images[0], share, across, down)
             step = max(1, min(self.image_size) // 64)
-            sample = view[::step, ::step] / 255
-            mean, deviation = sample.mean(), sample.std(axis=(0, 1)).mean()
+            sample = view[:, ::step, ::step].numpy() / 255
+            mean, deviation = sample.mean(), sample.std(axis=(1, 2)).mean()
             if deviation >= self.crop_min_deviation and self.crop_min_mean <= mean <= 1 - self.crop_min_mean:
                 views = [view, *(self._crop(image, share, across, down) for image in images[1:])]
-                return [view[:, ::-1].copy() for view in views] if flip else views
+                return [view.flip(2) for view in views] if flip else views
         raise PhotoError(f"{CROP_ATTEMPTS} random views of it are nearly black, white or flat")
 
-    def _crop(self, image: Image.Image, share: float, across: float, down: float) -> npt.NDArray[np.uint8]:
-        """Return a view `(H, W, 3)`: its share of the largest one's width, and where it lies between the borders."""
+    def _crop(self, image: Image.Image, share: float, across: float, down: float) -> Tensor:
+        """Return a view `(3, H, W)`: its share of the largest one's width, and where it lies between the borders."""
         height, width = self.image_size
-        view_width = share * min(image.width, image.height * width / height)
-        view_height = min(view_width * height / width, image.height)  # rounding may exceed it by a hair
-        left, top = across * (image.width - view_width), down * (image.height - view_height)
-        box = (left, top, left + view_width, top + view_height)
-        return np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+        view_width = max(round(share * min(image.width, image.height * width / height)), 1)
+        view_height = min(max(round(view_width * height / width), 1), image.height)
+        left, top = round(across * (image.width - view_width)), round(down * (image.height - view_height))
+        return resized(image.crop((left, top, left + view_width, top + view_height)), (width, height))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

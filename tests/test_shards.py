@@ -88,7 +88,7 @@ def test_an_epoch_passes_over_all_views_and_mixes_few_shards_at_a_time():
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads the processes from /proc")
 def test_two_processes_killed_resume_to_the_same_end(small_config_path, photos, shards, fork):
     listed = json.dumps([str(path) for path in shards])
-    options = (*EXACT, *SMALL, f"train_data_dir={listed}", "begin_use_adv_loss_epoch=99", "epochs=8")
+    options = (*EXACT, *SMALL, f"train_data_dir={listed}", "begin_use_adv_loss_epoch=99", "epochs=4")
     whole = fork("train", *words(small_config_path, *options, f"model_save_dir={photos / 'whole'}"), before=FORKED)
     killed = words(small_config_path, *options, "checkpoint_every_steps=1")
     process = fork("train", *killed, before=FORKED)
@@ -96,7 +96,7 @@ def test_two_processes_killed_resume_to_the_same_end(small_config_path, photos, 
     for rank in children_of(process):
         os.kill(rank, signal.SIGKILL)
     assert process.wait() == 1
-    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] <= 8, "it was over before it could be killed"
+    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] <= 4, "it was over before it could be killed"
     process = fork("train", *killed, before=FORKED)
     output, errors = process.communicate()
     assert process.returncode == 0 and "resuming in epoch" in errors, errors
