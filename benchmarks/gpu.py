@@ -8,6 +8,7 @@ examples:
 """
 
 import argparse
+import dataclasses
 import os
 import re
 import signal
@@ -18,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -195,8 +195,7 @@ def loading(config: Config, arithmetic: Arithmetic, size: int) -> list[Row]:
     """Return views per second of the loader, decoding every photo and from the cache."""
     rows = []
     with tempfile.TemporaryDirectory() as cache:
-        values: dict[str, Any] = {**config.to_dict(), "num_workers": os.cpu_count(), "photo_cache_dir": cache}
-        tried = Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        tried = dataclasses.replace(config, num_workers=os.cpu_count() or 1, photo_cache_dir=cache)
         photos = open_folder(tried, tried.train_data_dir, training=True).with_image_size((size, size))
         loader, batches = build_loader(tried, photos, tried.batch_size, arithmetic)
         for epoch, name in enumerate(("decoding and storing", "from the cache"), start=1):
