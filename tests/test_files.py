@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ from conftest import REPOSITORY
 from safetensors.torch import save_file
 
 from models import build_generator
+from utils.config import load_config
 from utils.files import atomic_path, remove_unfinished, sha256, write_text
 from utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from utils.weights import WeightsError, load_weights, save_weights
@@ -111,12 +113,23 @@ def test_released_weights_are_what_their_digest_and_card_say():
     generator = build_generator(loaded.architecture)
     generator.load_state_dict(loaded.state)
     assert sum(parameter.numel() for parameter in generator.parameters()) == 7_015_449
-    assert json.loads((REPOSITORY / "conf.json").read_text())["working_size"] == loaded.working_size
+    assert loaded.working_size == loaded.training["config"]["working_size"]
     card = (REPOSITORY / "weights" / "README.md").read_text(encoding="utf-8")
     for path in (REPOSITORY / "weights").glob("*.safetensors"):
         loaded = load_weights(path)
         build_generator(loaded.architecture).load_state_dict(loaded.state)
         assert f"`{path.name}`" in card and loaded.training["config"]["train_data_dir"] == "data/train"
+
+
+def test_the_released_weights_are_what_conf_json_trains():
+    """But for the number of loading processes, which changes no bit, and keys that came later, at their defaults."""
+    header = load_weights(REPOSITORY / "weights" / "msec.safetensors").training["config"]
+    config = load_config(REPOSITORY / "conf.json")
+    current = json.loads(json.dumps(config.to_dict()))
+    defaults = {item.name: item.default for item in dataclasses.fields(config)}
+    for key in current.keys() - {"num_workers"}:
+        assert current[key] == (header[key] if key in header else defaults[key]), key
+    assert header["seed"] == 0 and header["init_weights"] == ""
 
 
 def test_threads_do_not_loosen_the_umask(tmp_path):

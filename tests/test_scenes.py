@@ -166,7 +166,7 @@ def test_training_views_mix_photos_and_scenes_and_validation_has_fixed_ones(phot
     assert not collate([none[key] for key in keys]).is_scene.any()
 
 
-def test_the_ready_configuration_of_scenes_is_whole():
-    config = load_config(REPOSITORY / "configs" / "scenes.json")
+def test_the_configuration_has_scenes_and_does_without():
+    config = load_config(REPOSITORY / "conf.json")
     assert config.degradation == "mixture" and config.hdri_dir and config.scene_share > 0
     assert not open_scenes(dataclasses.replace(config, hdri_dir="nowhere"))  # without the folder: without scenes
