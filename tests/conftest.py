@@ -37,6 +37,20 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
 
 
+def chromium(*words: str) -> tuple[Any, Callable[[Any], Any]]:
+    """Return options of headless Chromium, with these besides, and what starts one with options; skip without it."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not driver or not binary:
+        pytest.skip("no Chromium with its driver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", *words):
+        options.add_argument(f"--{word}")
+    return options, lambda options: webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
 @pytest.fixture(autouse=True)
 def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run scripts on the CPU, in this process and in those it starts: bit-exactness is claimed there."""

@@ -4,7 +4,6 @@ import http.server
 import io
 import json
 import re
-import shutil
 import struct
 import threading
 import time
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, picture
+from conftest import REPOSITORY, chromium, picture
 from PIL import ExifTags, Image, ImageChops, ImageCms
 
 import export
@@ -80,23 +79,15 @@ def site(weights, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(site, tmp_path_factory):
     """A browser with the page open, whose requests to elsewhere end in `page.elsewhere`."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("no Chromium with its driver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    words = ["headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1200,900", "enable-unsafe-swiftshader"]
-    words += ["disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"]
+    quiet = "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"
+    options, start = chromium("window-size=1200,900", "enable-unsafe-swiftshader", *quiet)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     downloads = tmp_path_factory.mktemp("downloads")
     several = "profile.default_content_setting_values.automatic_downloads"
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads), several: 1})
     with Server() as elsewhere:
-        for word in (*words, f"proxy-server=127.0.0.1:{elsewhere.server_port}"):  # not asked for loopback addresses
-            options.add_argument(f"--{word}")
-        with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser:
+        options.add_argument(f"--proxy-server=127.0.0.1:{elsewhere.server_port}")  # not asked for loopback addresses
+        with start(options) as browser:
             browser.elsewhere, browser.downloads = elsewhere.asked, downloads
             browser.get(f"http://127.0.0.1:{site.server_port}/")
             until(browser, "document.documentElement.dataset.ready === ''")

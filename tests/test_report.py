@@ -3,13 +3,12 @@ import html
 import io
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import chromium, picture
 from PIL import Image
 
 import predict
@@ -57,16 +56,8 @@ def test_a_run_that_breaks_off_leaves_no_half_page(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("no Chromium with its driver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1000,900"):
-        options.add_argument(f"--{word}")
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
+    options, start = chromium("disable-gpu", "window-size=1000,900")
+    with start(options) as opened:
         yield opened
 
 

@@ -91,13 +91,13 @@ def _of_codes(primaries: int, transfer: int, is_grey: bool, name: str) -> bytes 
         raise ColourCodeError(f"unknown colours ({name} {primaries}, {transfer}): save it as sRGB or Display P3")
     if (primaries, transfer) == (1, SRGB_TRANSFER):
         return None
-    x = np.linspace(0, 1, 4096)
     if transfer in POWERS:
         return _profile(*PRIMARIES[primaries], is_grey, gamma=POWERS[transfer])
     if transfer in BT709:
+        x = np.linspace(0, 1, 4096)
         light = np.where(x < 0.081, x / 4.5, ((x + 0.099) / 1.099) ** (1 / 0.45))
     else:
-        light = _srgb_light(x)
+        light = _srgb_light()
     return _profile(*PRIMARIES[primaries], is_grey, light=light)
 
 
@@ -109,14 +109,19 @@ def _of_chromaticities(points: Any, gamma: Any, is_grey: bool) -> bytes | None:
     is_usual_gamma = not gamma or abs(gamma * 2.2 - 1) < 0.02
     if points == usual and is_usual_gamma:
         return None
-    transfer = {"light": _srgb_light(np.linspace(0, 1, 4096))} if is_usual_gamma else {"gamma": 1 / gamma}
+    transfer = {"light": _srgb_light()} if is_usual_gamma else {"gamma": 1 / gamma}
     with suppress(ValueError, RuntimeError):
         return _profile(points[2:], points[:2], is_grey, **transfer)
     return None
 
 
-def _srgb_light(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+def _srgb_light() -> npt.NDArray[np.float64]:
+    import torch  # seconds, which only such a photo costs
+
+    from ..colour import to_linear
+
+    light: npt.NDArray[np.float64] = to_linear(torch.linspace(0, 1, 4096, dtype=torch.float64)).numpy()
+    return light
 
 
 def _profile(primaries: tuple[float, ...], white: tuple[float, ...], is_grey: bool, **transfer: Any) -> bytes:

@@ -26,8 +26,6 @@ KNOTS = 32
 """Longest side of the maps of the curves in the page."""
 
 _HEAD, _TAIL = Path(__file__).with_name("report.html").read_text(encoding="utf-8").split("<!-- photos -->\n")
-
-
 _TITLE = b"<title>Exposure correction: before and after</title>"
 
 
