@@ -41,6 +41,7 @@ from utils.device import Arithmetic, fetch, measure, use_large_pages
 from utils.evaluation.metrics import psnr, quantise, ssim
 from utils.files import atomic_path
 from utils.training.checkpoint import CheckpointError, save_checkpoint
+from utils.training.compilation import compile_generator
 from utils.training.determinism import make_deterministic, seed_step
 from utils.training.objective import accumulate, resize, update, weighted_losses
 from utils.training.processes import ALONE, Processes, explain, processes_to_start, start_processes, visible_gpus
@@ -143,8 +144,8 @@ def train(config: Config, stop: StopRequest, processes: Processes) -> int:
             return None
 
         found = processes.share(processes.together(open_run))
-        is_source = found is None and processes.is_first
-        state = processes.together(lambda: new_state(config, arithmetic, digests, is_warm=is_source))
+        is_warm = found is None and processes.is_first
+        state = processes.together(lambda: new_state(config, arithmetic, digests, is_warm=is_warm))
         if found is not None:
             state.load_state_dict(found)
         else:
@@ -152,6 +153,7 @@ def train(config: Config, stop: StopRequest, processes: Processes) -> int:
         if folder is not None:
             folder.describe(config, str(arithmetic), processes.count)
             announce(config, state, arithmetic, len(photos), plan, processes.count)
+        compile_generator(state, arithmetic, processes)
         return run_epochs(state, plan, photos, valid_photos, arithmetic, failures, folder, stop, processes)
     finally:
         if folder is not None:
@@ -390,6 +392,7 @@ def dry_run(config: Config) -> int:
     found = read_checkpoint(config, [list_digest(photos), list_digest(valid_photos)], folder, plan, is_dry=True)
     state = new_state(config, arithmetic, is_warm=found is None)
     announce(config, state, arithmetic, len(photos), plan, processes)
+    compile_generator(state, arithmetic)
 
     def step(batch: Batch, is_adversarial: bool) -> None:
         float(train_step(state, batch, arithmetic, adversarial=is_adversarial)["loss"])  # waits for the device
@@ -403,8 +406,8 @@ def dry_run(config: Config) -> int:
         steps = sum(epoch.steps for epoch in plan[found["epoch"] - 1 if found else 0 :] if epoch.stage == number)
         seconds += steps * step_time
         of_each = " of each process" if processes > 1 else ""
-        figures = f"{step_time:.3f} s and {memory / 2**20:,.0f} MiB at most for a step{of_each}"
-        print(f"stage {number}: {figures}, {steps:,} steps")
+        held = f"{memory / 2**20:,.0f} MiB at most for a step{of_each}"
+        print(f"stage {number}: {step_time:.3f} s and {held}, {steps:,} steps")
     print(f"about {tqdm.format_interval(seconds)} on {arithmetic}, without loading and validation")
     print(f"{'goes on with the run in' if found else 'would write to'} {folder}")
     return 0

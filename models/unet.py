@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pyramid import replicate
+
 
 class UNet(nn.Module):
     """Map `(B, 3, H, W)` of any height and width to `(B, 3, H, W)`, unbounded.
@@ -39,7 +41,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         step = 2 ** len(self.encoder)
-        x = F.pad(x, (0, -width % step, 0, -height % step), mode="replicate")
+        x = replicate(x, bottom=-height % step, right=-width % step)
         skips = []
         for stage in self.encoder:
             x = stage(x)

@@ -272,6 +272,9 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the networks; "auto" takes bfloat16 where the hardware is fast with it."""
 
+    compile: bool = False
+    """Compile the network for training with `torch.compile`, for each working size anew; without, where that fails."""
+
     checkpoint_every_steps: int = _between(1, default=500)
     """Steps after which a checkpoint is written inside an epoch; one is also written after every epoch."""
 

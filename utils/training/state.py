@@ -35,6 +35,7 @@ class TrainingState:
             weight_decay=config.discriminator_weight_decay,
             fused=is_fusable,
         )
+        self.compiled: nn.Module | None = None  # the generator for steps of training, which shares its weights
         self.average = self._new_average()  # None: without
         self.epoch = 1
         self.step = 0  # steps done in this epoch
@@ -66,8 +67,8 @@ class TrainingState:
 
     @property
     def corrector(self) -> Corrector:
-        """The correction that is trained."""
-        return Corrector(self.generator, self.config.working_size)
+        """The correction that is trained, its network compiled if `compiled` is there."""
+        return Corrector(self.compiled or self.generator, self.config.working_size)
 
     @property
     def released(self) -> Corrector:
