@@ -143,11 +143,12 @@ def train(config: Config, stop: StopRequest, processes: Processes) -> int:
                 return read_checkpoint(config, digests, folder.path, plan)
             return None
 
-        found = processes.share(processes.together(open_run))
-        is_warm = found is None and processes.is_first
-        state = processes.together(lambda: new_state(config, arithmetic, digests, is_warm=is_warm))
-        if found is not None:
-            state.load_state_dict(found)
+        kept = processes.share(processes.together(open_run))
+        state = processes.together(
+            lambda: new_state(config, arithmetic, digests, is_warm=not kept and processes.is_first)
+        )
+        if kept is not None:
+            state.load_state_dict(kept)
         else:
             share_weights(state, processes)
         if folder is not None:
@@ -405,8 +406,7 @@ def dry_run(config: Config) -> int:
         step_time, memory = measure(functools.partial(step, batch, is_adversarial), arithmetic.device)
         steps = sum(epoch.steps for epoch in plan[found["epoch"] - 1 if found else 0 :] if epoch.stage == number)
         seconds += steps * step_time
-        of_each = " of each process" if processes > 1 else ""
-        held = f"{memory / 2**20:,.0f} MiB at most for a step{of_each}"
+        held = f"{memory / 2**20:,.0f} MiB at most for a step{' of each process' if processes > 1 else ''}"
         print(f"stage {number}: {step_time:.3f} s and {held}, {steps:,} steps")
     print(f"about {tqdm.format_interval(seconds)} on {arithmetic}, without loading and validation")
     print(f"{'goes on with the run in' if found else 'would write to'} {folder}")

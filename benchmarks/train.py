@@ -7,6 +7,7 @@ examples:
   python benchmarks/train.py data/train --set "image_size=[512,512]" --set batch_size=8 --set num_workers=16
   python benchmarks/train.py data/train --set "image_size=[256,256]" --set batch_size=4 --earlier
   git worktree add ../before 3ad8a84 && python benchmarks/train.py data/train --against ../before
+  python benchmarks/train.py data/train --parts       of a step alone
 """
 
 import argparse
@@ -24,16 +25,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.earlier_design import EarlierTraining
-from data.sources import build_loader, open_folder
+from data import make_pairs
+from data.sources import build_loader, first_batch, open_folder
 from models import Corrector, build_generator
 from utils.config import Config, load_config
 from utils.device import Arithmetic
+from utils.training.objective import update, weighted_losses
+from utils.training.processes import ALONE
+from utils.training.start import new_state
 
 EARLIER = "earlier design, loader included"
 
@@ -46,16 +52,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of every round of the loader and the earlier design")
     parser.add_argument("--earlier", action="store_true", help="also the loop of benchmarks/earlier_design.py")
-    parser.add_argument("--against", type=Path, help="also the step of another checkout of the project")
+    parser.add_argument(
+        "--against", type=Path, help="only the runs of conf.json and of another checkout's, views of 128 px"
+    )
+    parser.add_argument("--parts", action="store_true", help="only the parts of a step")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = [
             f"photo_cache_dir={folder}/cache",
-            f"train_data_dir={arguments.photos}",
+            f"train_data_dir={Path(arguments.photos).resolve()}",
             "hdri_dir=",
             "scene_share=0",
         ]
-        measure([*options, *arguments.set], Path(folder), arguments)
+        if arguments.against:
+            compare([*options[:2], *arguments.set], Path(folder), arguments.against.resolve(), arguments.rounds)
+        elif arguments.parts:
+            print_parts(load_config(ROOT / "conf.json", [*options, *arguments.set]), arguments.photos)
+        else:
+            measure([*options, *arguments.set], Path(folder), arguments)
 
 
 def measure(options: list[str], folder: Path, arguments: argparse.Namespace) -> None:
@@ -76,11 +90,8 @@ def measure(options: list[str], folder: Path, arguments: argparse.Namespace) -> 
     for _ in range(arguments.rounds):
         step_seconds, memory = dry_run(options)
         row: dict[str, float] = {"the step alone": config.batch_size / step_seconds}
-        row["train.py"] = trained(options, folder / "run")
+        row["train.py"] = trained([*options, "views_per_photo=1"], folder / "run")
         row["loader alone"] = per_second(lambda: sum(len(b.names) for b in itertools.islice(loader, steps)))
-        if arguments.against:
-            seconds_before, _ = dry_run(options, arguments.against)
-            row[f"the step of {arguments.against}"] = config.batch_size / seconds_before
         if arguments.earlier:
             row[EARLIER] = per_second(lambda: earlier.run(steps))
         for name, speed in row.items():
@@ -94,10 +105,63 @@ def measure(options: list[str], folder: Path, arguments: argparse.Namespace) -> 
     print_arithmetic(corrector, arithmetic, config, statistics.median(speeds["the step alone"]))
 
 
+def compare(options: list[str], folder: Path, other: Path, rounds: int) -> None:
+    """Print the images per second of runs, loader included, of conf.json and of another checkout's, by turns."""
+    view = [*options, "image_size=[128,128]"]
+    speeds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        row = {
+            "conf.json": trained([*view, "views_per_photo=1"], folder / "run"),
+            "network at 128 px": trained(
+                [*view, "views_per_photo=1", "working_size=128", "working_size_spread=0"], folder / "run"
+            ),
+            f"conf.json of {other.name}": trained(view, folder / "run", other),
+        }
+        for name, speed in row.items():
+            speeds.setdefault(name, []).append(speed)
+    print("| views of 128 px | images/s | ratio |\n|---|---|---|")
+    for name, values in speeds.items():
+        ratios = [value / before for value, before in zip(values, list(speeds.values())[-1], strict=True)]
+        print(f"| {name} | {statistics.median(values):.1f} | {statistics.median(ratios):.2f} |")
+
+
+def print_parts(config: Config, folder: str, repeats: int = 5) -> None:
+    """Print which shares of a step's processor time, at `config.working_size`, its parts take."""
+    arithmetic = Arithmetic(config.precision)
+    state = new_state(config, arithmetic)
+    batch = first_batch(open_folder(config, folder, training=True), config.batch_size)
+
+    def step() -> None:
+        with record_function("part: synthesis"):
+            inputs, targets = make_pairs(batch, arithmetic, config.normalise_targets)
+        with arithmetic.autocast():
+            done = state.corrector.correct(inputs)
+        torch.stack(list(weighted_losses(state, inputs, done, targets).values())).sum().backward()
+        with record_function("part: optimiser, average of the weights"):
+            update(state.generator_optimizer, ALONE, config.clip_gradient_norm)
+            state.update_average()
+            state.generator_optimizer.zero_grad(set_to_none=True)
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(repeats):
+            step()
+    found = profiler.key_averages()
+    whole = sum(event.self_cpu_time_total for event in found)
+    of_parts = [event for event in found if event.key.startswith("part: ")]
+    parts = {event.key.removeprefix("part: "): float(event.cpu_time_total) for event in of_parts}
+    for name, word in (("convolutions", "convolution"), ("activations", "relu")):
+        parts[name] = sum(event.self_cpu_time_total for event in found if word in event.key)
+    parts["losses, curves, pyramid, copies"] = whole - sum(parts.values())
+    print(f"{arithmetic}; network at {config.working_size} px\n\n| part of a step | |\n|---|---|")
+    for name, time_taken in sorted(parts.items(), key=lambda part: -part[1]):
+        print(f"| {name} | {time_taken / whole:.0%} |")
+
+
 def command(*words: str, root: Path = ROOT) -> str:
-    """Return what train.py, of a checkout, prints."""
-    program = [sys.executable, str(root / "train.py"), "--config", str(ROOT / "conf.json")]
-    done = subprocess.run([*program, *words], capture_output=True, text=True)
+    """Return what train.py of a checkout prints, run in its folder with its conf.json."""
+    program = [sys.executable, "train.py", *words]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=root)
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout
@@ -108,17 +172,17 @@ def overrides(options: list[str]) -> list[str]:
     return [word for option in options for word in ("--set", option)]
 
 
-def dry_run(options: list[str], root: Path = ROOT) -> tuple[float, str]:
+def dry_run(options: list[str]) -> tuple[float, str]:
     """Return the seconds of a step on data that is there, and its peak memory in MiB."""
-    found = re.search(r"stage 1: ([\d.]+) s and ([\d,]+) MiB", command("--dry-run", *overrides(options), root=root))
+    found = re.search(r"stage 1: ([\d.]+) s and ([\d,]+) MiB", command("--dry-run", *overrides(options)))
     assert found is not None
     return float(found[1]), found[2]
 
 
-def trained(options: list[str], folder: Path) -> float:
-    """Return the images per second of the second epoch of a run, loader included."""
-    words = overrides([*options, "views_per_photo=1", "epochs=2", f"model_save_dir={folder}{time.monotonic_ns()}"])
-    command(*words)
+def trained(options: list[str], folder: Path, root: Path = ROOT) -> float:
+    """Return the images per second of the second epoch of a checkout's run, loader included."""
+    words = overrides([*options, "epochs=2", f"model_save_dir={folder}{time.monotonic_ns()}"])
+    command(*words, root=root)
     newest = max(folder.parent.glob("run*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     with newest.open(encoding="utf-8") as file:
         return float(list(csv.DictReader(file))[-1]["images_per_second"])

@@ -60,4 +60,4 @@ def _reason(error: Exception) -> str:
     """Return an error of the compiler in a few words: its message begins with which backend it was, in a line."""
     lines = [line.strip() for line in str(error).splitlines()]
     line = next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
-    return line.rstrip(".") if len(line) <= 120 else line[:117] + "..."
+    return line.rstrip(".:") if len(line) <= 120 else line[:117] + "..."

@@ -68,7 +68,8 @@ class TrainingState:
     @property
     def corrector(self) -> Corrector:
         """The correction that is trained, its network compiled if `compiled` is there."""
-        return Corrector(self.compiled or self.generator, self.config.working_size)
+        network = self.generator if self.compiled is None else self.compiled
+        return Corrector(network, self.config.working_size)
 
     @property
     def released(self) -> Corrector:
