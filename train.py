@@ -129,8 +129,8 @@ def train(config: Config, stop: StopRequest, processes: Processes) -> int:
         make_deterministic()
     failures = FailureLog()
     photos, valid_photos = processes.together(lambda: open_photos(config, failures, processes))
-    digests = [list_digest(photos), list_digest(valid_photos)]
-    processes.together(lambda: require_same_photos(config, processes.gather(digests)))
+    lists = [list_digest(photos), list_digest(valid_photos)]
+    processes.together(lambda: require_same_photos(config, processes.gather(lists)))
     processes.together(lambda: require_enough_photos(config, len(photos), processes.count))
     plan = plan_epochs(config, len(photos))
     folder: RunFolder | None = None
@@ -140,15 +140,13 @@ def train(config: Config, stop: StopRequest, processes: Processes) -> int:
             nonlocal folder
             if processes.is_first:  # one process writes, and the others may be on machines that do not see the folder
                 folder = RunFolder(Path(config.model_save_dir))
-                return read_checkpoint(config, digests, folder.path, plan)
+                return read_checkpoint(config, lists, folder.path, plan)
             return None
 
-        kept = processes.share(processes.together(open_run))
-        state = processes.together(
-            lambda: new_state(config, arithmetic, digests, is_warm=not kept and processes.is_first)
-        )
-        if kept is not None:
-            state.load_state_dict(kept)
+        old = processes.share(processes.together(open_run))
+        state = processes.together(lambda: new_state(config, arithmetic, lists, is_warm=not old and processes.is_first))
+        if old is not None:
+            state.load_state_dict(old)
         else:
             share_weights(state, processes)
         if folder is not None:

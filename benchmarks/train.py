@@ -52,9 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of every round of the loader and the earlier design")
     parser.add_argument("--earlier", action="store_true", help="also the loop of benchmarks/earlier_design.py")
-    parser.add_argument(
-        "--against", type=Path, help="only the runs of conf.json and of another checkout's, views of 128 px"
-    )
+    parser.add_argument("--against", type=Path, help="only runs of conf.json and of another checkout's, at 128 px")
     parser.add_argument("--parts", action="store_true", help="only the parts of a step")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
