@@ -1,6 +1,7 @@
 """Compile the network for training, where that works."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ def compile_generator(state: TrainingState, arithmetic: Arithmetic, processes: P
     """
     if not state.config.compile:
         return
-    compiled, failure = None, ""
+    compiled: Any = None
+    failure = ""
     buffers = {name: buffer.clone() for name, buffer in state.generator.named_buffers()}
     try:
         # Not dynamic: tracing the pyramid's sizes as symbols takes longer than compiling for one, and does not last.
