@@ -20,6 +20,8 @@ WINDOW = 1 / 8
 """Radius of the windows in which curves are fitted, as a share of the small copy's longest side."""
 STEEPEST = 16.0
 """Bound on a slope, either way: four stops."""
+IN_COMMON = 0.5
+"""How far the curves of a channel are drawn to the mean of all: a change of exposure moves no hue."""
 RIDGE = 1e-4
 """Mean square of what is fitted below which a window takes a plain gain of the odds rather than a fit."""
 
@@ -37,7 +39,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     In each window, first the gain g of the odds that relates the two on average: a ratio of sums in which black and
     white have no say. Then slopes g (1 + a) and (1 + b) / g by least squares, with a ridge that keeps a and b small
     where a window is flat; the curve's equation is linear in its slopes once multiplied by its denominator. The slopes
-    of the windows that see a pixel are averaged.
+    of the windows that see a pixel are averaged, and drawn to those of the other channels.
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
@@ -60,7 +62,8 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     a = ((b2 * right_a - ab * right_b) / determinant).clamp_min(-0.8)
     b = ((aa * right_b - ab * right_a) / determinant).clamp_min(-0.8)
     slopes = torch.cat((gain * (1 + a), (1 + b) / gain), dim=1).clamp(1 / STEEPEST, STEEPEST)
-    return box_mean(slopes.log(), radius).unflatten(1, (2, -1))
+    maps = box_mean(slopes.log(), radius).unflatten(1, (2, -1))
+    return torch.lerp(maps, maps.mean(dim=2, keepdim=True), IN_COMMON)
 
 
 def adjust(maps: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:

@@ -65,6 +65,15 @@ def test_no_change_is_exact_even_where_the_photo_is_flat_black_or_white(dtype):
     assert np.array_equal(applied(pixels, curves.fit(small, small)), pixels)
 
 
+def test_a_change_of_one_channel_is_shared_in_part():
+    small = small_of(np.array(picture(90, 60)))
+    alone = curves.fit(small[:, :1], curves.apply(small, of_slopes(4.0, 1 / 4))[:, :1])
+    wish = torch.cat((curves.apply(small, of_slopes(4.0, 1 / 4))[:, :1], small[:, 1:]), dim=1)
+    found = curves.fit(small, wish)
+    expected = torch.cat((alone * (1 - curves.IN_COMMON * 2 / 3), *2 * [alone * curves.IN_COMMON / 3]), dim=2)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_black_and_white_stay_whatever_the_network_and_the_sliders_want():
     pixels = np.array(picture(90, 60))
     pixels[:20], pixels[20:30] = 0, 255
