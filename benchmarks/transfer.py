@@ -67,7 +67,7 @@ def logistic(floor: float, ridge: float = 0.1) -> Transfer:
         return torch.logit(x * (1 - 2 * floor) + floor)
 
     def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
-        radius = max(round(max(small.shape[-2:]) * curves.WINDOW), 1)
+        radius = max(round(max(small.shape[-2:]) / curves.WINDOW), 1)
         x, y = logit(small), logit(corrected)
         mean_x, mean_y, squares, products = (curves.box_mean(t, radius) for t in (x, y, x * x, x * y))
         variance, covariance = squares - mean_x.square(), products - mean_x * mean_y
@@ -194,7 +194,7 @@ def main() -> None:
         transfers[f"logistic curves, floor {floor:g}/255"] = logistic(floor / 255)
     if not arguments.short:
         transfers["guided filter, radius 1/32, eps 1e-05"] = affine(1 / 32, 1e-5, pull_to_gain=False)
-        for name, values in {"WINDOW": (1 / 12, 1 / 6), "STEEPEST": (8, 32), "RIDGE": (1e-5, 1e-3)}.items():
+        for name, values in {"WINDOW": (12, 6), "STEEPEST": (8, 32), "RIDGE": (1e-5, 1e-3)}.items():
             for value in values:
                 transfers[f"ours, {name} {value:.2g}"] = rational(**{name: value})
     cases = [

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WINDOW = 1 / 8
-"""Radius of the windows in which curves are fitted, as a share of the small copy's longest side."""
+WINDOW = 8
+"""The small copy's longest side by the radius of the windows in which curves are fitted."""
 STEEPEST = 16.0
 """Bound on a slope, either way: four stops."""
 IN_COMMON = 0.5
@@ -43,7 +43,8 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
-    radius = torch.sym_max(round(longest * WINDOW), 1)  # type: ignore[call-overload]  # SymInt knows no product
+    half = WINDOW // 2 - 1 + longest // WINDOW % 2  # rounds the quotient, halves to even numbers
+    radius = torch.sym_max((longest + half) // WINDOW, 1)
     product, both = x * (1 - x), x * y
     below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
     at_white = product * y  # what the slopes multiply
@@ -63,7 +64,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     b = ((aa * right_b - ab * right_a) / determinant).clamp_min(-0.8)
     slopes = torch.cat((gain * (1 + a), (1 + b) / gain), dim=1).clamp(1 / STEEPEST, STEEPEST)
     maps = box_mean(slopes.log(), radius).unflatten(1, (2, -1))
-    return torch.lerp(maps, maps.mean(dim=2, keepdim=True), IN_COMMON)
+    return maps + IN_COMMON * (maps.mean(dim=2, keepdim=True) - maps)
 
 
 def adjust(maps: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:

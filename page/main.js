@@ -15,7 +15,7 @@ class Queue {
   constructor(started, broken) {
     this.waiting = [];
     this.running = null;
-    this.worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
+    this.worker = new Worker(new URL(`worker.js${location.search}`, import.meta.url), {type: "module"});
     this.worker.onmessage = ({data}) => {
       if (data.started) return started(data.started);
       if (data.broken) return broken(data.broken);
@@ -56,8 +56,8 @@ let selected = null, split = 0.5, isZoomed = false, pan = [0.5, 0.5], batch = nu
 const say = text => { $("status").textContent = text; };
 const show = text => { $("message").hidden = !text; $("message").textContent = text; };
 
-const queue = new Queue(({threads, facts}) => {
-  $("engine").textContent = `WebAssembly, ${threads === 1 ? "one thread" : `${threads} threads`}; ${view.name}; ` +
+const queue = new Queue(({engine, facts}) => {
+  $("engine").textContent = `${engine}; ${view.name}; ` +
     `${facts.model}, ${facts.working_size} px`;
   document.documentElement.dataset.ready = "";
   if ("serviceWorker" in navigator && window.isSecureContext) {  // now that its files need not be fetched twice

@@ -1,6 +1,6 @@
 // Keeps the page's files, so that it works without a network, and serves them with the headers that allow threads.
 
-importScripts("files.js");  // VERSION and FILES, written by export.py
+importScripts("files.js");  // VERSION, FILES and those kept once they are used, written by export.py
 const NAME = `exposure-correction-${self.VERSION}`;
 const POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; " +
   "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -25,6 +25,9 @@ self.addEventListener("fetch", event => {
     const kept = await cache.match(url.pathname.endsWith("/index.html") ? "./" : event.request, {ignoreSearch: true});
     const response = kept ?? await fetch(event.request);
     if (!response.ok || response.type === "opaque") return response;
+    if (!kept && self.FILES_ONCE_USED.includes(url.pathname.split("/").pop())) {
+      event.waitUntil(cache.put(event.request, response.clone()));
+    }
     const headers = new Headers(response.headers);
     headers.set("Cross-Origin-Opener-Policy", "same-origin");
     headers.set("Cross-Origin-Embedder-Policy", "require-corp");

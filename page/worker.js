@@ -1,6 +1,5 @@
 // Decodes photos, runs the network on their small copies, applies the curves and encodes, away from the page itself.
 
-import * as ort from "./ort.wasm.min.mjs";
 import {applyCurves, reducedTo, smallCopy} from "./curves.js";
 import {crc32, formatOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
 
@@ -11,18 +10,39 @@ const NONE = new Uint8Array();
 const UNIT = [1, 0, 0, 0, 1, 0, 0, 0, 1];
 const P3_TO_SRGB = [1.2249401, -0.2249402, 0, -0.0420569, 1.0420571, 0, -0.0196376, -0.0786361, 1.0982735];  // linear light
 
-let session = null, size = 0;
+let ort = null, session = null, size = 0;
 
 const start = async () => {
   const facts = await (await fetch("model.json")).json();
   size = facts.working_size;
+  if (await hasGraphics()) {
+    try {
+      await load("webgpu");
+      await curvesOf(new Uint8ClampedArray(4 * size * size).fill(128), size, size, "srgb");
+      return {engine: "WebGPU", facts};
+    } catch (error) {
+      console.warn(`WebGPU is not used: ${error.message}`);
+    }
+  }
+  await load("wasm");
+  const threads = ort.env.wasm.numThreads;
+  return {engine: `WebAssembly, ${threads === 1 ? "one thread" : `${threads} threads`}`, facts};
+};
+
+// Whether there is a graphics processor; one that the processor imitates is taken if the page's address says ?webgpu.
+const hasGraphics = async () => {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  return Boolean(adapter) && (!adapter.info?.isFallbackAdapter || self.location.search === "?webgpu");
+};
+
+const load = async provider => {
+  ort = await import(`./ort.${provider}.min.mjs`);
   ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
   ort.env.logLevel = "error";
   // Its optimisations take longer than they save on a network that is run once for a photo.
-  const options = {executionProviders: ["wasm"], graphOptimizationLevel: "disabled", logSeverityLevel: 3};
+  const options = {executionProviders: [provider], graphOptimizationLevel: provider === "webgpu" ? "basic" : "disabled", logSeverityLevel: 3};
   session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
-  return {threads: ort.env.wasm.numThreads, facts};
 };
 
 const canvasOf = (width, height, space) => {

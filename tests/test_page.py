@@ -47,12 +47,13 @@ class Server(http.server.ThreadingHTTPServer):
     """A web server that keeps what it was asked for."""
 
     def __init__(self, folder=None):
-        self.asked, self.is_off = [], False
+        self.asked, self.is_off, self.lacks = [], False, ""
 
         class Handler(http.server.SimpleHTTPRequestHandler):
             def do_GET(handler):
                 self.asked.append(handler.path)
-                super().do_GET() if folder and not self.is_off else handler.send_error(503)
+                is_lacking = self.lacks and handler.path.endswith(self.lacks)
+                super().do_GET() if folder and not (self.is_off or is_lacking) else handler.send_error(503)
 
             do_CONNECT = do_POST = do_GET
 
@@ -80,7 +81,7 @@ def site(weights, tmp_path_factory):
 def page(site, tmp_path_factory):
     """A browser with the page open, whose requests to elsewhere end in `page.elsewhere`."""
     quiet = "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"
-    options, start = chromium("window-size=1200,900", "enable-unsafe-swiftshader", *quiet)
+    options, start = chromium("window-size=1200,900", "enable-unsafe-swiftshader", "enable-unsafe-webgpu", *quiet)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     downloads = tmp_path_factory.mktemp("downloads")
     several = "profile.default_content_setting_values.automatic_downloads"
@@ -283,6 +284,29 @@ def test_a_phone_and_photos_that_are_dropped_and_pasted(page):
         page.execute_script(drop, base64.b64encode(data.getvalue()).decode(), name)
         until(page, f"[...document.querySelectorAll('.title')].some(e => e.textContent === '{name}')")
     clear(page)
+
+
+def test_webgpu_is_used_where_it_works(page, site, weights):
+    address, runtime = f"http://127.0.0.1:{site.server_port}/?webgpu", "ort-wasm-simd-threaded.asyncify.wasm"
+    if not page.execute_async_script("(navigator.gpu?.requestAdapter() ?? Promise.resolve()).then(arguments[0])"):
+        pytest.skip("this Chromium has no WebGPU")
+    assert not any(asked.endswith(runtime) for asked in site.asked)  # nobody fetches what he does not use
+    for site.lacks, engine in ((runtime, "WebAssembly"), ("", "WebGPU")):
+        page.get(address)
+        until(page, "document.documentElement.dataset.ready === ''")
+        assert page.find_element("id", "engine").text.startswith(engine)
+    add(page, EXAMPLES[2])
+    choose(page, "format", "PNG")
+    until(page, "!document.getElementById('save').disabled")
+    press(page, "save")
+    with Image.open(io.BytesIO(downloaded(page, f"{EXAMPLES[2].stem}_corrected.png"))) as actual:
+        expected = Predictor.from_weights(weights, "cpu").predict(Image.open(EXAMPLES[2]))
+        assert share_within(actual.convert("RGB"), expected, 2) > 0.99
+    kept = "caches.match(arguments[0]).then(found => arguments[1](Boolean(found)))"
+    assert page.execute_async_script(kept, runtime)  # for the next time, without a network
+    clear(page)
+    page.get(address.removesuffix("?webgpu"))
+    until(page, "document.documentElement.dataset.ready === ''")
 
 
 def exif_with(orientation):

@@ -14,6 +14,12 @@ from .onnx_file import CurvesOfColours, ExportError, write_onnx
 SOURCES = (".html", ".css", ".js", ".svg", ".webmanifest")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 """Files of onnxruntime-web: its interface, and WebAssembly with SIMD, for one thread or several."""
+GRAPHICS = (
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+"""The same for WebGPU: fetched by browsers that have it, and kept from then on."""
 
 
 def find_runtime(source: Path) -> Path:
@@ -23,7 +29,7 @@ def find_runtime(source: Path) -> Path:
         ExportError: it is not installed, or another version that lacks a file.
     """
     folder = source / "node_modules" / "onnxruntime-web" / "dist"
-    if missing := [name for name in RUNTIME if not (folder / name).is_file()]:
+    if missing := [name for name in (*RUNTIME, *GRAPHICS) if not (folder / name).is_file()]:
         raise ExportError(f"{folder / missing[0]}: not there: npm ci --prefix {source.name}")
     return folder
 
@@ -48,11 +54,12 @@ def write_site(folder: Path, source: Path, corrector: Corrector, facts: dict[str
     write_onnx(folder / "model.onnx", CurvesOfColours(corrector), facts, half=True)
     write_text(folder / "model.json", json.dumps(facts, indent=1) + "\n")
     copied = [path for path in sorted(source.iterdir()) if path.suffix in SOURCES]
-    for path in [*copied, *(runtime / name for name in RUNTIME)]:
+    for path in [*copied, *(runtime / name for name in (*RUNTIME, *GRAPHICS))]:
         with atomic_path(folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
-    names = sorted(["model.onnx", "model.json", *(path.name for path in copied), *RUNTIME])
+    names = sorted(["model.onnx", "model.json", *(path.name for path in copied), *RUNTIME, *GRAPHICS])
     digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
-    kept = ["./", *(name for name in names if name not in ("index.html", "service-worker.js"))]
-    write_text(folder / "files.js", f"self.VERSION = {digest[:16]!r};\nself.FILES = {json.dumps(kept)};\n")
+    kept = ["./", *(name for name in names if name not in ("index.html", "service-worker.js", *GRAPHICS))]
+    lists = f"self.FILES = {json.dumps(kept)};\nself.FILES_ONCE_USED = {json.dumps(GRAPHICS)};\n"
+    write_text(folder / "files.js", f"self.VERSION = {digest[:16]!r};\n{lists}")
     return sum((folder / name).stat().st_size for name in [*names, "files.js"])
