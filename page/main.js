@@ -56,12 +56,11 @@ let selected = null, split = 0.5, isZoomed = false, pan = [0.5, 0.5], batch = nu
 const say = text => { $("status").textContent = text; };
 const show = text => { $("message").hidden = !text; $("message").textContent = text; };
 
-const queue = new Queue(({engine, facts}) => {
-  $("engine").textContent = `${engine}; ${view.name}; ` +
-    `${facts.model}, ${facts.working_size} px`;
+const queue = new Queue(({runtime, engine, facts}) => {
+  $("engine").textContent = `${engine}; ${view.name}; ${facts.model}, ${facts.working_size} px`;
   document.documentElement.dataset.ready = "";
   if ("serviceWorker" in navigator && window.isSecureContext) {  // now that its files need not be fetched twice
-    navigator.serviceWorker.register("service-worker.js").catch(error => console.info("works with a network only", error));
+    navigator.serviceWorker.register(`service-worker.js?${runtime}`).catch(error => console.info("works with a network only", error));
   }
 }, reason => {
   $("engine").textContent = `The network could not be loaded: ${reason}`;

@@ -1,12 +1,13 @@
 // Keeps the page's files, so that it works without a network, and serves them with the headers that allow threads.
 
-importScripts("files.js");  // VERSION, FILES and those kept once they are used, written by export.py
-const NAME = `exposure-correction-${self.VERSION}`;
+importScripts("files.js");  // VERSION, FILES and RUNTIMES, written by export.py
+const RUNTIME = self.location.search.slice(1);  // the one that this browser uses
+const NAME = `exposure-correction-${self.VERSION}-${RUNTIME}`;
 const POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; " +
   "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 self.addEventListener("install", event => {
-  const fresh = self.FILES.map(file => new Request(file, {cache: "no-cache"}));
+  const fresh = [...self.FILES, ...self.RUNTIMES[RUNTIME] ?? self.RUNTIMES.wasm].map(file => new Request(file, {cache: "no-cache"}));
   event.waitUntil(caches.open(NAME).then(cache => cache.addAll(fresh)).then(() => self.skipWaiting()));
 });
 
@@ -25,9 +26,6 @@ self.addEventListener("fetch", event => {
     const kept = await cache.match(url.pathname.endsWith("/index.html") ? "./" : event.request, {ignoreSearch: true});
     const response = kept ?? await fetch(event.request);
     if (!response.ok || response.type === "opaque") return response;
-    if (!kept && self.FILES_ONCE_USED.includes(url.pathname.split("/").pop())) {
-      event.waitUntil(cache.put(event.request, response.clone()));
-    }
     const headers = new Headers(response.headers);
     headers.set("Cross-Origin-Opener-Policy", "same-origin");
     headers.set("Cross-Origin-Embedder-Policy", "require-corp");

@@ -10,39 +10,40 @@ const NONE = new Uint8Array();
 const UNIT = [1, 0, 0, 0, 1, 0, 0, 0, 1];
 const P3_TO_SRGB = [1.2249401, -0.2249402, 0, -0.0420569, 1.0420571, 0, -0.0196376, -0.0786361, 1.0982735];  // linear light
 
-let ort = null, session = null, size = 0;
+const TRIAL = {height: 16, width: 16};  // as utils/exports/site.py
+
+let ort = null, session = null, runtime = "", facts = null;
+
+// Whether there is a graphics processor for WebGPU, and WebAssembly that can wait for it; `?webgpu` takes one in software.
+const hasGpu = async () => {
+  const adapter = "Suspending" in WebAssembly ? await navigator.gpu?.requestAdapter().catch(() => null) : null;
+  return Boolean(adapter) && (!adapter.info.isFallbackAdapter || new URLSearchParams(location.search).has("webgpu"));
+};
+
+// Load one of onnxruntime's builds, "jspi" for WebGPU or "wasm", and try the network; `failure` says why not the other one.
+const open = async (name, failure) => {
+  const isGpu = name === "jspi", threads = self.crossOriginIsolated && !isGpu ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
+  ort = await import(`./ort.${name}.min.mjs`);
+  ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
+  ort.env.wasm.numThreads = threads;
+  ort.env.logLevel = "error";
+  // Optimisations take longer than they save on a network that is run once for a photo. The basic ones widen the weights,
+  // which not every graphics processor can.
+  const options = {executionProviders: [isGpu ? "webgpu" : "wasm"], graphOptimizationLevel: isGpu ? "basic" : "disabled", logSeverityLevel: 3};
+  session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
+  const {height, width} = TRIAL, count = height * width;
+  const maps = await run(Float32Array.from({length: 3 * count}, (_, i) => 37 * i % 256 / 255), height, width, UNIT);
+  const mean = map => maps.subarray(map * count, (map + 1) * count).reduce((sum, value) => sum + value, 0) / count;
+  if (!facts.trial.every((value, map) => Math.abs(mean(map) - value) < 0.01)) throw new Error("the network's output is wrong");
+  runtime = name;
+  const engine = isGpu ? "WebGPU" : `WebAssembly, ${threads === 1 ? "one thread" : `${threads} threads`}`;
+  postMessage({started: {runtime, engine: failure ? `${engine}, as WebGPU failed (${failure})` : engine, facts}});
+};
 
 const start = async () => {
-  const facts = await (await fetch("model.json")).json();
-  size = facts.working_size;
-  if (await hasGraphics()) {
-    try {
-      await load("webgpu");
-      await curvesOf(new Uint8ClampedArray(4 * size * size).fill(128), size, size, "srgb");
-      return {engine: "WebGPU", facts};
-    } catch (error) {
-      console.warn(`WebGPU is not used: ${error.message}`);
-    }
-  }
-  await load("wasm");
-  const threads = ort.env.wasm.numThreads;
-  return {engine: `WebAssembly, ${threads === 1 ? "one thread" : `${threads} threads`}`, facts};
-};
-
-// Whether there is a graphics processor; one that the processor imitates is taken if the page's address says ?webgpu.
-const hasGraphics = async () => {
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return Boolean(adapter) && (!adapter.info?.isFallbackAdapter || self.location.search === "?webgpu");
-};
-
-const load = async provider => {
-  ort = await import(`./ort.${provider}.min.mjs`);
-  ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency ?? 1, 4) : 1;
-  ort.env.logLevel = "error";
-  // Its optimisations take longer than they save on a network that is run once for a photo.
-  const options = {executionProviders: [provider], graphOptimizationLevel: provider === "webgpu" ? "basic" : "disabled", logSeverityLevel: 3};
-  session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
+  facts = await (await fetch("model.json")).json();
+  if (!await hasGpu()) return open("wasm");
+  return open("jspi").catch(error => open("wasm", error.message));
 };
 
 const canvasOf = (width, height, space) => {
@@ -89,21 +90,32 @@ const decode = async file => {
   return {found, colours, pixels, width, height};
 };
 
+// The curves of a small copy (3, height, width) in [0, 1]: logarithms (2, 3, height, width).
+const run = async (values, height, width, toSrgb) => {
+  const {curves} = await session.run({
+    small: new ort.Tensor("float32", values, [1, 3, height, width]),
+    to_srgb: new ort.Tensor("float32", Float32Array.from(toSrgb), [3, 3]),
+  });
+  const logarithms = curves.data.slice();
+  curves.dispose();
+  if (!logarithms.every(Number.isFinite)) throw new Error("the network's output is not finite");
+  return logarithms;
+};
+
 const curvesOf = async (pixels, width, height, space) => {
-  const small = smallCopy(pixels, width, height, size), count = small.width * small.height;
+  const small = smallCopy(pixels, width, height, facts.working_size), count = small.width * small.height;
   const values = new Float32Array(3 * count);
   for (let i = 0; i < count; i++) {
     const [red, green, blue] = [small.data[3 * i], small.data[3 * i + 1], small.data[3 * i + 2]];
     values[i] = red / 255; values[count + i] = green / 255; values[2 * count + i] = blue / 255;
   }
-  const result = await session.run({
-    small: new ort.Tensor("float32", values, [1, 3, small.height, small.width]),
-    to_srgb: new ort.Tensor("float32", Float32Array.from(space === "display-p3" ? P3_TO_SRGB : UNIT), [3, 3]),
+  const inputs = [values, small.height, small.width, space === "display-p3" ? P3_TO_SRGB : UNIT];
+  const maps = await run(...inputs).catch(async error => {
+    if (runtime === "wasm") throw error;
+    await open("wasm", error.message);  // a graphics processor can get lost
+    return run(...inputs);
   });
-  const logarithms = result.curves.data.slice();
-  result.curves.dispose();
-  if (!logarithms.every(Number.isFinite)) throw new Error("the network's output is not finite");
-  return {values: logarithms, height: small.height, width: small.width};
+  return {values: maps, height: small.height, width: small.width};
 };
 
 // The curves of a photo, its thumbnail and, if `largest` is given, its pixels, reduced to that many on a side.
@@ -150,7 +162,7 @@ const save = async ({file, maps, strength, exposure, format: wanted, quality}) =
 };
 
 const started = start();
-started.then(facts => postMessage({started: facts}), error => postMessage({broken: String(error?.message ?? error)}));
+started.catch(error => postMessage({broken: String(error?.message ?? error)}));
 
 let last = started.catch(() => {});
 onmessage = ({data: {id, work, ...job}}) => {
