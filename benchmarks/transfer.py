@@ -194,7 +194,8 @@ def main() -> None:
         transfers[f"logistic curves, floor {floor:g}/255"] = logistic(floor / 255)
     if not arguments.short:
         transfers["guided filter, radius 1/32, eps 1e-05"] = affine(1 / 32, 1e-5, pull_to_gain=False)
-        for name, values in {"WINDOW": (12, 6), "STEEPEST": (8, 32), "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}.items():
+        others = {"WINDOW": (12, 6), "STEEPEST": (8, 32), "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}
+        for name, values in others.items():
             for value in values:
                 transfers[f"ours, {name} {value:.2g}"] = rational(**{name: value})
     cases = [

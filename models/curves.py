@@ -102,7 +102,7 @@ def apply(photo: Tensor, maps: Tensor) -> Tensor:
     return (x + (at_black - 1) * product) / (1 + (at_black + at_white - 2) * product)
 
 
-def box_mean(image: Tensor, radius: int) -> Tensor:
+def box_mean(image: Tensor, radius: int | torch.SymInt) -> Tensor:
     """Return the mean over square windows of `(..., H, W)`, of the pixels that lie inside the image.
 
     By products with matrices of bands: its cost does not depend on the radius, and neither its result nor its gradient
@@ -112,7 +112,7 @@ def box_mean(image: Tensor, radius: int) -> Tensor:
     return down @ (image @ across.T)
 
 
-def _windows(length: int, radius: int, like: Tensor) -> Tensor:
+def _windows(length: int, radius: int | torch.SymInt, like: Tensor) -> Tensor:
     """Return `(length, length)`: in each row, the weights of the positions in the window around one."""
     position = torch.arange(length, device=like.device)
     inside = ((position[:, None] - position).abs() <= radius).to(like.dtype)
