@@ -60,7 +60,7 @@ def shrink(photo: Tensor, longest: int) -> Tensor:
     height, width = photo.shape[-2:]
     side = torch.sym_max(height, width)  # not max: exports follow sizes
     target = torch.sym_min(longest, side)
-    size = [torch.sym_max(round(length * target / side), 1) for length in (height, width)]  # type: ignore[call-overload]
+    size = [torch.sym_max(curves.rounded(length * target, side), 1) for length in (height, width)]
     if size == [height, width]:
         return photo
     if size[1] == 1:  # a single column, whose rows torch (2.14) gets wrong

@@ -11,6 +11,7 @@ channel, told by their logarithms; they can be interpolated to any size, while t
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
-    half = WINDOW // 2 - 1 + longest // WINDOW % 2  # rounds the quotient, halves to even numbers
-    radius = torch.sym_max((longest + half) // WINDOW, 1)
+    radius = torch.sym_max(rounded(longest, WINDOW), 1)
     product, both = x * (1 - x), x * y
     below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
     at_white = product * y  # what the slopes multiply
@@ -102,7 +102,12 @@ def apply(photo: Tensor, maps: Tensor) -> Tensor:
     return (x + (at_black - 1) * product) / (1 + (at_black + at_white - 2) * product)
 
 
-def box_mean(image: Tensor, radius: int | torch.SymInt) -> Tensor:
+def rounded(a: Any, b: Any) -> Any:
+    """Return the quotient of two lengths as `round` has it, by whole numbers, which exports can follow."""
+    return (2 * a + b - 1 + a // b % 2) // (2 * b)
+
+
+def box_mean(image: Tensor, radius: int) -> Tensor:
     """Return the mean over square windows of `(..., H, W)`, of the pixels that lie inside the image.
 
     By products with matrices of bands: its cost does not depend on the radius, and neither its result nor its gradient
@@ -112,7 +117,7 @@ def box_mean(image: Tensor, radius: int | torch.SymInt) -> Tensor:
     return down @ (image @ across.T)
 
 
-def _windows(length: int, radius: int | torch.SymInt, like: Tensor) -> Tensor:
+def _windows(length: int, radius: int, like: Tensor) -> Tensor:
     """Return `(length, length)`: in each row, the weights of the positions in the window around one."""
     position = torch.arange(length, device=like.device)
     inside = ((position[:, None] - position).abs() <= radius).to(like.dtype)

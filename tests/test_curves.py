@@ -241,3 +241,8 @@ def test_a_narrow_photo_is_reduced_row_by_row():
 
     photo = torch.linspace(0, 1, 480)[None, None, :, None].expand(1, 3, 480, 3).contiguous()
     assert (shrink(photo, 48)[0, 0, :, 0] - torch.linspace(0.01, 0.99, 48)).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("b", [1, 2, 7, 8, 64])
+def test_whole_numbers_are_rounded_as_python_does(b):
+    assert [curves.rounded(a, b) for a in range(1000)] == [round(a / b) for a in range(1000)]

@@ -183,8 +183,8 @@ def test_sizes_are_computed_as_python_computes_them():
             sizes = [
                 -(-height // 3),
                 (width + 3) % 5,
-                round(height * 0.5),
-                round(width * 7 / longest),
+                curves.rounded(height, 2),
+                curves.rounded(width * 7, longest),
                 100 - width,
                 2 * height,
             ]

@@ -5,7 +5,7 @@ minute for a generator whose levels are padded to multiples and cropped again; r
 what was called takes a second. In return, whoever records must try the graph at other sizes (`onnx_file` does):
 
 - where the module asks about a size in an `if`, the answer at the sizes of the example is the one that is recorded;
-- sizes must be computed with operators, `round`, `torch.sym_max` and `torch.sym_min`: `max` and `min` choose at once;
+- sizes must be whole numbers, by operators, `torch.sym_max` and `torch.sym_min`: `max` and `min` choose at once;
 - only the first, second to last and last dimension of the inputs may be free.
 """
 
@@ -66,7 +66,7 @@ class Graph:
         return name
 
 
-_OF_SIZES = {"Shape", "Gather", "Add", "Sub", "Mul", "Div", "Mod", "Cast", "Round", "Max", "Min", "Concat", "Neg"}
+_OF_SIZES = {"Shape", "Gather", "Add", "Sub", "Mul", "Div", "Mod", "Cast", "Max", "Min", "Concat", "Neg"}
 
 
 class Size(int):
@@ -96,8 +96,8 @@ class Size(int):
     def __rsub__(self, other: Any) -> Size:
         return self._with("Sub", other, int(other) - int(self), swapped=True)
 
-    def __mul__(self, other: Any) -> Any:
-        return self._with("Mul", other, int(self) * int(other)) if isinstance(other, int) else self._real() * other
+    def __mul__(self, other: Any) -> Size:
+        return self._with("Mul", other, int(self) * int(other))
 
     def __floordiv__(self, other: Any) -> Size:  # by the rest, as ONNX cuts where Python rounds down
         return (self - self % other)._with("Div", other, int(self) // int(other))
@@ -108,44 +108,7 @@ class Size(int):
     def __neg__(self) -> Size:
         return Size(-int(self), self.graph, self.graph.add("Neg", self.name))
 
-    def __truediv__(self, other: Any) -> Real:
-        return self._real() / other
-
     __radd__, __rmul__ = __add__, __mul__
-
-    def _real(self) -> Real:
-        return Real(int(self), self.graph, self.graph.add("Cast", self.name, to=11))  # of 64 bits, as Python's
-
-
-class Real(float):
-    """A number made of lengths, as `Size`: of 64 bits."""
-
-    graph: Graph
-    name: str
-
-    def __new__(cls, value: float, graph: Graph, name: str) -> Real:
-        """Return the number of the example with its name in the graph."""
-        real = super().__new__(cls, value)
-        real.graph, real.name = graph, name
-        return real
-
-    def _with(self, operator: str, other: Any, value: float) -> Real:
-        if isinstance(other, Size):
-            other = other._real()
-        name = other.name if isinstance(other, Real) else self.graph.constant(np.array(other, np.float64))
-        return Real(value, self.graph, self.graph.add(operator, self.name, name))
-
-    def __mul__(self, other: Any) -> Real:
-        return self._with("Mul", other, float(self) * float(other))
-
-    def __truediv__(self, other: Any) -> Real:
-        return self._with("Div", other, float(self) / float(other))
-
-    def __round__(self, digits: Any = None) -> Any:  # to the even one of two neighbours, in ONNX as in Python
-        rounded = self.graph.add("Cast", self.graph.add("Round", self.name), to=7)
-        return Size(round(float(self)), self.graph, rounded)
-
-    __rmul__ = __mul__
 
 
 def _integer(graph: Graph, value: int) -> str:
@@ -175,7 +138,7 @@ class Recorder(TorchFunctionMode):
             return any(map(self.knows, value))
         if isinstance(value, slice):
             return self.knows((value.start, value.stop, value.step))
-        return isinstance(value, Size | Real) or (isinstance(value, Tensor) and id(value) in self._names)
+        return isinstance(value, Size) or (isinstance(value, Tensor) and id(value) in self._names)
 
     def name(self, value: Any, like: Tensor | None = None) -> str:
         """Return the name of a value; numbers become scalars of the type of `like`."""
@@ -184,7 +147,7 @@ class Recorder(TorchFunctionMode):
                 constant = value.detach().cpu().numpy()
                 self.put(value, self.graph.constant(constant, self.names_of_constants.get(id(value), "")))
             return self._names[id(value)]
-        if isinstance(value, Size | Real):
+        if isinstance(value, Size):
             if like is None or like.dtype == torch.int64:
                 return value.name
             return self.graph.add("Cast", value.name, to=_type(like))
