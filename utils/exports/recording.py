@@ -1,8 +1,8 @@
 """Record what a module does to its inputs, as a graph of ONNX operators that holds for inputs of every size.
 
-torch has an exporter of its own. It proves things about every size that occurs in a network, which takes it more than a
-minute for a generator whose levels are padded to multiples and cropped again; running the module once and writing down
-what was called takes a second. In return, whoever records must try the graph at other sizes (`onnx_file` does):
+torch has an exporter of its own. It proves things about every size that occurs in a network, which takes it minutes for
+a generator whose levels are padded to multiples and cropped again; running the module once and writing down what was
+called takes a second. In return, whoever records must try the graph at other sizes (`onnx_file` does):
 
 - where the module asks about a size in an `if`, the answer at the sizes of the example is the one that is recorded;
 - sizes must be whole numbers, by operators, `torch.sym_max` and `torch.sym_min`: `max` and `min` choose at once;
