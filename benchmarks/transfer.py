@@ -49,7 +49,7 @@ def ours(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
 
 
 def rational(**settings: float) -> Transfer:
-    """Return `ours` with other constants of models/curves.py: WINDOW, STEEPEST, RIDGE, IN_COMMON."""
+    """Return `ours` with other constants of models/curves.py: WINDOW, BRIGHTEST and so on."""
 
     def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
         with contextlib.ExitStack() as stack:
@@ -194,7 +194,8 @@ def main() -> None:
         transfers[f"logistic curves, floor {floor:g}/255"] = logistic(floor / 255)
     if not arguments.short:
         transfers["guided filter, radius 1/32, eps 1e-05"] = affine(1 / 32, 1e-5, pull_to_gain=False)
-        others = {"WINDOW": (12, 6), "STEEPEST": (8, 32), "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}
+        bounds = {"BRIGHTEST": (8, 32), "DARKEST": (3, 16)}
+        others = {"WINDOW": (12, 6), **bounds, "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}
         for name, values in others.items():
             for value in values:
                 transfers[f"ours, {name} {value:.2g}"] = rational(**{name: value})

@@ -19,8 +19,9 @@ from torch import Tensor
 
 WINDOW = 8
 """The small copy's longest side by the radius of the windows in which curves are fitted."""
-STEEPEST = 16.0
-"""Bound on a slope, either way: four stops."""
+BRIGHTEST, DARKEST = 16.0, 5.0
+"""Largest gains of the odds, upwards and downwards: four stops, and a little over two, as a file has few values next to
+white and steeper curves make contours and burnt colours of them."""
 IN_COMMON = 0.5
 """How far the curves of a channel are drawn to the mean of all: a change of exposure moves no hue."""
 RIDGE = 1e-4
@@ -53,7 +54,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     products = (at_black.square(), at_black * at_white, at_white.square(), at_black * rest, at_white * rest)
     means = box_mean(torch.cat((below, above, *products), dim=1), radius)
     below, above, bb, bw, ww, br, wr = means.chunk(7, dim=1)
-    gain = ((below + 1e-4) / (above + 1e-4)).clamp(1 / STEEPEST, STEEPEST)
+    gain = ((below + 1e-4) / (above + 1e-4)).clamp(1 / DARKEST, BRIGHTEST)
     # a (g at_black) - b (at_white / g) = rest - g at_black + at_white / g, squared and summed over the window
     square = gain.square()
     bb, ww = square * bb, ww / square
@@ -62,8 +63,9 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     determinant = aa * b2 - ab.square()
     a = ((b2 * right_a - ab * right_b) / determinant).clamp_min(-0.8)
     b = ((aa * right_b - ab * right_a) / determinant).clamp_min(-0.8)
-    slopes = torch.cat((gain * (1 + a), (1 + b) / gain), dim=1).clamp(1 / STEEPEST, STEEPEST)
-    maps = box_mean(slopes.log(), radius).unflatten(1, (2, -1))
+    at_black = (gain * (1 + a)).clamp(1 / DARKEST, BRIGHTEST)
+    at_white = ((1 + b) / gain).clamp(1 / BRIGHTEST, DARKEST)
+    maps = box_mean(torch.cat((at_black, at_white), dim=1).log(), radius).unflatten(1, (2, -1))
     return maps + IN_COMMON * (maps.mean(dim=2, keepdim=True) - maps)
 
 
