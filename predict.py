@@ -520,7 +520,7 @@ def say(result: Result, arguments: argparse.Namespace) -> None:
             facts["reason"] = reason
         if width:
             facts |= {"width": width, "height": height, "seconds": round(seconds, 3)}
-        print(json.dumps(facts), flush=True)
+        print(json.dumps(facts) + "\n", end="", flush=True)  # at once: processes share the stream
 
 
 def printable(text: object) -> str:

@@ -320,7 +320,7 @@ def exif_with(orientation):
 
 
 def test_without_a_network_photos_are_corrected_and_keep_what_belongs_to_them(page, site, weights, tmp_path):
-    until(page, "navigator.serviceWorker.controller !== null")
+    until(page, "navigator.serviceWorker.controller?.scriptURL.endsWith('?wasm')")  # all is kept
     site.is_off = True
     page.get(f"http://127.0.0.1:{site.server_port}/?plain")  # and without WebGL2
     until(page, "document.documentElement.dataset.ready === ''")
