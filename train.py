@@ -319,7 +319,7 @@ def validate(
             continue
         inputs, targets = make_pairs(batch, arithmetic)
         with arithmetic.autocast():
-            outputs = quantise(corrector.correct(inputs).photo)
+            outputs = quantise(corrector(inputs))
         indices += batch.indices
         scores.append(torch.stack((psnr(outputs, targets), ssim(outputs, targets)), dim=1))
         for position, index in enumerate(batch.indices):

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from . import curves
 
+ASIDE = 2.0**1.5
+"""Gain of the odds, near a stop and a half, by which one copy that the network sees is brighter and one darker."""
+
 
 class Correction(NamedTuple):
     """What became of a batch of photos, and by what."""
@@ -27,7 +30,9 @@ class Corrector(nn.Module):
         network: what corrects the small copy, a `Network`.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
-    Black stays black and white stays white, and a photo that the network leaves alone is returned as it was.
+    The network looks twice, at a darker copy and at a brighter one in the mirror: what a photo is to become does not
+    depend on how it was exposed, and two guesses err less than one. Black stays black and white stays white, and a
+    photo that the network leaves alone is returned as it was.
     """
 
     def __init__(self, network: nn.Module, working_size: int) -> None:
@@ -41,18 +46,36 @@ class Corrector(nn.Module):
 
     def maps(self, small: Tensor) -> Tensor:
         """Return the curves `(B, 2, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
-        return curves.fit(small, self.corrected(small))
+        corrected = self.corrected(small)
+        with torch.autocast(small.device.type, enabled=False):
+            return curves.fit(small, corrected)
 
     def corrected(self, small: Tensor) -> Tensor:
-        """Return small copies `(B, 3, h, w)` as they are to become, unclipped: what the curves are fitted to."""
-        return self.network(small)[0]
+        """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
+        return agreed(self.network(looks(small))[0])
 
     def correct(self, photo: Tensor, working_size: int | None = None) -> Correction:
-        """Return the corrected photos and what losses need beside them, at another working size if one is given."""
+        """Return photos corrected by one look at them as they are, at another working size if one is given.
+
+        This is for training, whose losses need what stands beside the photos.
+        """
         small = shrink(photo, working_size or self.working_size)
         outputs = self.network(small)
         with torch.autocast(photo.device.type, enabled=False):
             return Correction(curves.apply(photo, curves.fit(small, outputs[0])), small, outputs)
+
+
+def looks(small: Tensor) -> Tensor:
+    """Return what the network is shown of small copies `(B, 3, h, w)` in [0, 1]: `(2 B, 3, h, w)`."""
+    return torch.cat((curves.multiply_odds(small, 1 / ASIDE), curves.multiply_odds(small, ASIDE).flip(-1)))
+
+
+def agreed(guesses: Tensor) -> Tensor:
+    """Return `(B, 3, h, w)` in [0, 1] between what the network made of two looks: the geometric mean of their odds."""
+    pairs = guesses.float().clamp(0, 1).unflatten(0, (2, -1))
+    first, second = pairs[0], pairs[1].flip(-1)
+    above, below = (first * second).sqrt(), ((1 - first) * (1 - second)).sqrt()
+    return above / (above + below).clamp_min(1e-6)
 
 
 def shrink(photo: Tensor, longest: int) -> Tensor:

@@ -104,6 +104,11 @@ def apply(photo: Tensor, maps: Tensor) -> Tensor:
     return (x + (at_black - 1) * product) / (1 + (at_black + at_white - 2) * product)
 
 
+def multiply_odds(photo: Tensor, gain: float) -> Tensor:
+    """Return a photo in [0, 1] under the curve of slopes `gain` and 1 / `gain`: its odds x / (1 - x) times `gain`."""
+    return gain * photo / (1 + (gain - 1) * photo)
+
+
 def rounded(a: Any, b: Any) -> Any:
     """Return the quotient of two lengths as `round` has it, by whole numbers, which exports can follow."""
     return (2 * a + b - 1 + a // b % 2) // (2 * b)

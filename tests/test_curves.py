@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import picture
 
 from models import Corrector, build_generator, curves
-from models.corrector import shrink
+from models.corrector import agreed, looks, shrink
 from utils.colour import from_linear, to_linear
 from utils.photos import full_size
 from utils.photos.full_size import apply_curves
@@ -223,6 +223,18 @@ def test_the_corrector_takes_any_size(size):
     assert brighter.shape == photo.shape and (brighter >= photo - 1e-6).all()
 
 
+def test_two_looks_agree_between_what_the_network_makes_of_them():
+    small = torch.rand(2, 3, 20, 30) * 0.9 + 0.05
+    darker, brighter = looks(small).chunk(2)
+    assert (darker < small).all() and (brighter.flip(-1) > small).all()
+    assert torch.allclose(agreed(looks(small)), small, atol=1e-6)
+    odds = small / (1 - small)
+    guesses = torch.cat((4 * odds / (1 + 4 * odds), small.flip(-1)))
+    assert torch.allclose(agreed(guesses), 2 * odds / (1 + 2 * odds), atol=1e-6)
+    ends = torch.tensor([0.0, 1.0, -1.0, 2.0]).expand(4, 3, 1, 4)  # the guesses lie in the mirror of each other
+    assert torch.equal(agreed(torch.cat((ends[:2], ends[2:].flip(-1)))), ends[:2].clamp(0, 1))
+
+
 def test_the_network_sees_the_working_size_and_the_photo_keeps_its_own():
     whole = corrector(lambda x: x.sqrt()).correct(torch.rand(1, 3, 60, 90), working_size=45)
     assert whole.small.shape == (1, 3, 30, 45) and whole.photo.shape == (1, 3, 60, 90)
@@ -237,8 +249,6 @@ def test_small_copies_keep_the_shape(size, longest, expected):
 
 
 def test_a_narrow_photo_is_reduced_row_by_row():
-    from models.corrector import shrink
-
     photo = torch.linspace(0, 1, 480)[None, None, :, None].expand(1, 3, 480, 3).contiguous()
     assert (shrink(photo, 48)[0, 0, :, 0] - torch.linspace(0.01, 0.99, 48)).abs().max() < 0.01
 

@@ -68,7 +68,7 @@ class CurvesOfColours(nn.Module):
             to_srgb: `(3, 3)`, from the linear light of its primaries to that of sRGB's; a unit matrix for sRGB.
         """
         seen = _in_primaries(small, to_srgb)
-        corrected = self.corrector.corrected(seen).float().clamp(0, 1)
+        corrected = self.corrector.corrected(seen)
         spread = (small.amax(1, keepdim=True) - small.amin(1, keepdim=True)).amax((1, 2, 3), keepdim=True)
         corrected = torch.where(spread > 0, corrected, corrected.mean(1, keepdim=True))
         from_srgb = _inverse(to_srgb)

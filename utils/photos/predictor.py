@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models import Corrector, build_generator, curves
-from models.corrector import shrink
+from models.corrector import agreed, looks, shrink
 
 from ..device import Arithmetic
 from ..weights import WeightsError, load_weights
@@ -156,8 +156,8 @@ class Predictor:
         return curves.apply(batch, curves.adjust(maps, strength, exposure))
 
     def _network_output(self, small: Tensor) -> Tensor:
-        """Return what the network makes of small copies `(B, 3, h, w)`, on their device."""
-        placed = small.to(self.arithmetic.device).contiguous(memory_format=self.arithmetic.memory_format)
+        """Return small copies `(B, 3, h, w)` as they are to become, on their device."""
+        placed = looks(small).to(self.arithmetic.device).contiguous(memory_format=self.arithmetic.memory_format)
         network = self.corrector.network
         with torch.inference_mode():
             with self.arithmetic.autocast():
@@ -166,7 +166,7 @@ class Predictor:
                 result = network(placed)[0].float()
             if not torch.isfinite(result).all():
                 raise ValueError("the network's output is not finite: the weights are not usable for this photo")
-        return result.to(small.device)
+        return agreed(result).to(small.device)
 
     def correct_in_place(
         self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0, exposure: float = 0.0
@@ -184,7 +184,7 @@ class Predictor:
         small = reduced(pixels, self.size)
         photo = to_srgb(small, profile)
         seen = _to_tensor(photo)
-        corrected = self._run(seen).clamp(0, 1)
+        corrected = self._run(seen)
         guide, target = _to_tensor(small), corrected
         if small.mode == "L" and profile is None:
             target = corrected.mean(dim=1, keepdim=True)
