@@ -55,14 +55,18 @@ class Corrector(nn.Module):
         return agreed(self.network(looks(small))[0])
 
     def correct(self, photo: Tensor, working_size: int | None = None) -> Correction:
-        """Return photos corrected by one look at them as they are, at another working size if one is given.
+        """Return photos corrected by one look at each, darker and brighter by turns, for training.
 
-        This is for training, whose losses need what stands beside the photos.
+        Args:
+            photo: `(B, 3, H, W)` in [0, 1].
+            working_size: longest side of the small copy; None: the corrector's.
         """
         small = shrink(photo, working_size or self.working_size)
-        outputs = self.network(small)
+        is_odd = (torch.arange(len(small), device=small.device) % 2 == 1)[:, None, None, None]
+        shown = torch.where(is_odd, curves.multiply_odds(small, ASIDE), curves.multiply_odds(small, 1 / ASIDE))
+        outputs = self.network(shown)
         with torch.autocast(photo.device.type, enabled=False):
-            return Correction(curves.apply(photo, curves.fit(small, outputs[0])), small, outputs)
+            return Correction(curves.apply(photo, curves.fit(small, outputs[0])), shown, outputs)
 
 
 def looks(small: Tensor) -> Tensor:

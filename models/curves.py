@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WINDOW = 8
+WINDOW = 4
 """The small copy's longest side by the radius of the windows in which curves are fitted."""
 BRIGHTEST, DARKEST = 16.0, 5.0
 """Largest gains of the odds, upwards and downwards: four stops, and a little over two, as a file has few values next to
