@@ -37,7 +37,7 @@ from data.sources import (
 from models import Corrector, NetworkError, network_class
 from models.losses import adversarial_loss, discriminator_loss
 from utils.config import Config, ConfigError, load_config
-from utils.device import Arithmetic, fetch, measure, use_large_pages
+from utils.device import Arithmetic, fetch, measure, send, use_large_pages
 from utils.evaluation.metrics import psnr, quantise, ssim
 from utils.files import atomic_path
 from utils.training.checkpoint import CheckpointError, save_checkpoint
@@ -264,8 +264,9 @@ def train_step(
     for part in batch.split(config.accumulation_steps):
         share = len(part.names) / (batch_size or len(batch.names))
         inputs, targets = make_pairs(part, arithmetic, config.normalise_targets)
+        is_brighter = torch.tensor([(index + state.epoch) % 2 == 0 for index in part.indices])
         with arithmetic.autocast():
-            done = state.corrector.correct(inputs, working_size)
+            done = state.corrector.correct(inputs, working_size, send(is_brighter, arithmetic.device))
         terms = weighted_losses(state, inputs, done, targets)
         if adversarial:
             fake = resize(done.photo, config.discriminator_image_size)

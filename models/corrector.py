@@ -54,16 +54,22 @@ class Corrector(nn.Module):
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
         return agreed(self.network(looks(small))[0])
 
-    def correct(self, photo: Tensor, working_size: int | None = None) -> Correction:
-        """Return photos corrected by one look at each, darker and brighter by turns, for training.
+    def correct(
+        self, photo: Tensor, working_size: int | None = None, is_brighter: Tensor | None = None
+    ) -> Correction:
+        """Return photos corrected by one look at each, for training.
 
         Args:
             photo: `(B, 3, H, W)` in [0, 1].
             working_size: longest side of the small copy; None: the corrector's.
+            is_brighter: `(B,)` bool: whether the network sees the brighter copy of a photo, or the darker one; None: by
+                turns.
         """
         small = shrink(photo, working_size or self.working_size)
-        is_odd = (torch.arange(len(small), device=small.device) % 2 == 1)[:, None, None, None]
-        shown = torch.where(is_odd, curves.multiply_odds(small, ASIDE), curves.multiply_odds(small, 1 / ASIDE))
+        if is_brighter is None:
+            is_brighter = torch.arange(len(small), device=small.device) % 2 == 1
+        gain = torch.where(is_brighter, ASIDE, 1 / ASIDE).to(small.dtype)[:, None, None, None]
+        shown = curves.multiply_odds(small, gain)
         outputs = self.network(shown)
         with torch.autocast(photo.device.type, enabled=False):
             return Correction(curves.apply(photo, curves.fit(small, outputs[0])), shown, outputs)

@@ -104,7 +104,7 @@ def apply(photo: Tensor, maps: Tensor) -> Tensor:
     return (x + (at_black - 1) * product) / (1 + (at_black + at_white - 2) * product)
 
 
-def multiply_odds(photo: Tensor, gain: float) -> Tensor:
+def multiply_odds(photo: Tensor, gain: Tensor | float) -> Tensor:
     """Return a photo in [0, 1] under the curve of slopes `gain` and 1 / `gain`: its odds x / (1 - x) times `gain`."""
     return gain * photo / (1 + (gain - 1) * photo)
 
