@@ -195,7 +195,7 @@ def main() -> None:
     if not arguments.short:
         transfers["guided filter, radius 1/32, eps 1e-05"] = affine(1 / 32, 1e-5, pull_to_gain=False)
         bounds = {"BRIGHTEST": (8, 32), "DARKEST": (3, 16)}
-        others = {"WINDOW": (12, 6), **bounds, "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}
+        others = {"WINDOW": (8, 3), **bounds, "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}
         for name, values in others.items():
             for value in values:
                 transfers[f"ours, {name} {value:.2g}"] = rational(**{name: value})
