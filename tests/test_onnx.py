@@ -125,7 +125,7 @@ def test_curves_in_other_colours_are_those_of_the_predictor(tmp_path):
     expected = Predictor(corrector.network, 48).fit(wide, profile)[None]
     assert (curves.apply(small, maps) - curves.apply(small, expected)).abs().quantile(0.99) < 2 / 255
     plain = Predictor(corrector.network, 48).fit(to_srgb(wide, profile))[None]
-    assert (curves.apply(small, plain) - curves.apply(small, expected)).abs().quantile(0.99) > 4 / 255  # not the same
+    assert (curves.apply(small, plain) - curves.apply(small, expected)).abs().quantile(0.99) > 3 / 255  # not the same
     same = torch.from_numpy(run(path, small=small, to_srgb=np.eye(3)))
     assert (curves.apply(small, same) - curves.apply(small, corrector.maps(small))).abs().max() < 1e-4
     grey = small.mean(dim=1, keepdim=True).expand_as(small).contiguous()
