@@ -54,9 +54,7 @@ class Corrector(nn.Module):
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
         return agreed(self.network(looks(small))[0])
 
-    def correct(
-        self, photo: Tensor, working_size: int | None = None, is_brighter: Tensor | None = None
-    ) -> Correction:
+    def correct(self, photo: Tensor, working_size: int | None = None, is_brighter: Tensor | None = None) -> Correction:
         """Return photos corrected by one look at each, for training.
 
         Args:
