@@ -50,8 +50,8 @@ def network_of(model, conv="plain"):
         for head in [network.get_submodule(last)] if last else [unet.head for unet in network.unets]:
             parts = [head.contrast, head.detail] if hasattr(head, "contrast") else [head]
             for part in parts:
-                part.weight.normal_(std=0.1)
-                part.bias.copy_(torch.linspace(-0.1, 0.2, len(part.bias)))
+                part.weight.normal_(std=0.15)
+                part.bias.copy_(torch.linspace(-0.15, 0.3, len(part.bias)))
     return network, architecture
 
 
@@ -85,7 +85,7 @@ def test_photos_of_every_size_as_the_predictor_makes_them(model, tmp_path, capsy
         result = run(path, photo=photo, strength=0.7, exposure=-0.4)
         expected = predictor.correct(photo, 0.7, -0.4).numpy()
         assert result.shape == expected.shape and np.abs(result - expected).max() < 1e-4, size
-        assert size < (4, 4) or np.abs(result - photo.numpy()).max() > 0.01
+        assert size < (4, 4) or np.abs(result - photo.numpy()).max() > 0.02
     photos = photo_of(80, 60, count=3)
     assert np.abs(run(path, photo=photos, strength=1, exposure=0) - predictor.correct(photos).numpy()).max() < 1e-4
 
@@ -125,7 +125,7 @@ def test_curves_in_other_colours_are_those_of_the_predictor(tmp_path):
     expected = Predictor(corrector.network, 48).fit(wide, profile)[None]
     assert (curves.apply(small, maps) - curves.apply(small, expected)).abs().quantile(0.99) < 2 / 255
     plain = Predictor(corrector.network, 48).fit(to_srgb(wide, profile))[None]
-    assert (curves.apply(small, plain) - curves.apply(small, expected)).abs().quantile(0.99) > 3 / 255  # not the same
+    assert (curves.apply(small, plain) - curves.apply(small, expected)).abs().quantile(0.99) > 4 / 255  # not the same
     same = torch.from_numpy(run(path, small=small, to_srgb=np.eye(3)))
     assert (curves.apply(small, same) - curves.apply(small, corrector.maps(small))).abs().max() < 1e-4
     grey = small.mean(dim=1, keepdim=True).expand_as(small).contiguous()
