@@ -80,9 +80,10 @@ def step(*arguments, **options):
 @pytest.mark.parametrize("conv", ["plain", "daconv"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_learns(small_config_path, precision, conv):
-    options = ["init_lr=0.01", f"precision={precision}", f"conv={conv}", "image_size=[16,24]", "color_jitter_gamma=4"]
+    options = ["init_lr=0.01", f"precision={precision}", f"conv={conv}", "image_size=[16,24]"]
+    options += ["color_jitter_saturation=0", "color_jitter_contrast=0"]  # errors that curves can mend
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
-    parts = [step(state, batch, arithmetic, adversarial=False) for _ in range(60)]
+    parts = [step(state, batch, arithmetic, adversarial=False) for _ in range(100)]
     assert parts[-1]["loss"] < 0.5 * parts[0]["loss"] and parts[-1]["psnr"] > parts[0]["psnr"] + 5
 
 
