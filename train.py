@@ -264,6 +264,7 @@ def train_step(
     for part in batch.split(config.accumulation_steps):
         share = len(part.names) / (batch_size or len(batch.names))
         inputs, targets = make_pairs(part, arithmetic, config.normalise_targets)
+        # by photo and epoch, so that neither parts nor processes change a view
         is_brighter = torch.tensor([(index + state.epoch) % 2 == 0 for index in part.indices])
         with arithmetic.autocast():
             done = state.corrector.correct(inputs, working_size, send(is_brighter, arithmetic.device))

@@ -79,7 +79,15 @@ def looks(small: Tensor) -> Tensor:
 
 
 def agreed(guesses: Tensor) -> Tensor:
-    """Return `(B, 3, h, w)` in [0, 1] between what the network made of two looks: the geometric mean of their odds."""
+    """Return what lies between the network's guesses at two looks: the geometric mean of their odds.
+
+    Args:
+        guesses: `(2 B, 3, h, w)`, first those at the darker copies, then those at the brighter ones in the mirror, as
+            `looks` has them; clipped to [0, 1].
+
+    Returns:
+        `(B, 3, h, w)` float32 in [0, 1]; copies that the network left alone come back as they were.
+    """
     pairs = guesses.float().clamp(0, 1).unflatten(0, (2, -1))
     first, second = pairs[0], pairs[1].flip(-1)
     above, below = (first * second).sqrt(), ((1 - first) * (1 - second)).sqrt()

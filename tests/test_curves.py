@@ -241,6 +241,15 @@ def test_the_network_sees_the_working_size_and_the_photo_keeps_its_own():
     assert torch.equal(whole.outputs[0], whole.small.sqrt())
 
 
+def test_training_shows_the_look_it_is_told_to():
+    photo = torch.rand(4, 3, 20, 30) * 0.9 + 0.05
+    is_brighter = torch.tensor([True, False, False, True])
+    done = corrector(lambda x: x).correct(photo, is_brighter=is_brighter)
+    darker, brighter = looks(photo).chunk(2)
+    assert torch.allclose(done.small, torch.where(is_brighter[:, None, None, None], brighter.flip(-1), darker))
+    assert torch.allclose(done.outputs[0], done.small)
+
+
 @pytest.mark.parametrize(
     ("size", "longest", "expected"), [((60, 90), 45, (30, 45)), ((7, 900), 90, (1, 90)), ((9, 9), 64, (9, 9))]
 )
