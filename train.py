@@ -48,7 +48,7 @@ from utils.training.processes import ALONE, Processes, explain, processes_to_sta
 from utils.training.progress import FailureLog, Measured, NonFiniteLossError, Progress, announce
 from utils.training.release import export
 from utils.training.run_folder import RunFolder, RunFolderError, require_writable
-from utils.training.schedule import Epoch, draw_working_size, plan_epochs, set_learning_rates
+from utils.training.schedule import Epoch, draw_brightness, draw_working_size, plan_epochs, set_learning_rates
 from utils.training.start import new_state, read_checkpoint, share_weights
 from utils.training.state import TrainingState
 from utils.training.stop import StopRequest
@@ -264,10 +264,11 @@ def train_step(
     for part in batch.split(config.accumulation_steps):
         share = len(part.names) / (batch_size or len(batch.names))
         inputs, targets = make_pairs(part, arithmetic, config.normalise_targets)
-        # by photo and epoch, so that neither parts nor processes change a view
-        is_brighter = torch.tensor([(index + state.epoch) % 2 == 0 for index in part.indices])
+        stops = None
+        if state.generator.shown_brighter:
+            stops = send(draw_brightness(config, state.epoch, part.indices), arithmetic.device)
         with arithmetic.autocast():
-            done = state.corrector.correct(inputs, working_size, send(is_brighter, arithmetic.device))
+            done = state.corrector.correct(inputs, working_size, stops)
         terms = weighted_losses(state, inputs, done, targets)
         if adversarial:
             fake = resize(done.photo, config.discriminator_image_size)

@@ -58,6 +58,8 @@ def build_generator(config: Architecture) -> Network:
     """
     name = getattr(config, "model", "msec")
     network = network_class(name).from_config(config)
+    if network.needs_targets:  # others cannot learn not to mind
+        network.shown_brighter = getattr(config, "shown_brighter", 0.0)
     if getattr(config, "conv", "plain") == "plain":
         return network
     try:

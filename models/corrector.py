@@ -1,15 +1,12 @@
 """The whole correction as one module: small copy, network, curves, photo of any size."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import curves
-
-ASIDE = 2.0**1.5
-"""Gain of the odds, near a stop and a half, by which one copy that the network sees is brighter and one darker."""
 
 
 class Correction(NamedTuple):
@@ -18,7 +15,7 @@ class Correction(NamedTuple):
     photo: Tensor
     """`(B, 3, H, W)` float32 in [0, 1], corrected."""
     small: Tensor
-    """`(B, 3, h, w)`, what the network was given."""
+    """`(B, 3, h, w)`, what the network was given: the small copy, or a brighter one."""
     outputs: list[Tensor]
     """What the network returned: first the corrected small copy, unclipped."""
 
@@ -30,9 +27,8 @@ class Corrector(nn.Module):
         network: what corrects the small copy, a `Network`.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
-    The network looks twice, at a darker copy and at a brighter one in the mirror: what a photo is to become does not
-    depend on how it was exposed, and two guesses err less than one. Black stays black and white stays white, and a
-    photo that the network leaves alone is returned as it was.
+    Black stays black and white stays white. What a photo is to become does not depend on how it was exposed: a network
+    may be trained on small copies of drawn brightness, and is then shown brighter ones (`Network.shown_brighter`).
     """
 
     def __init__(self, network: nn.Module, working_size: int) -> None:
@@ -52,46 +48,29 @@ class Corrector(nn.Module):
 
     def corrected(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
-        return agreed(self.network(looks(small))[0])
+        corrected: Tensor = self.network(self.shown(small))[0].float().clamp(0, 1)
+        return corrected
 
-    def correct(self, photo: Tensor, working_size: int | None = None, is_brighter: Tensor | None = None) -> Correction:
-        """Return photos corrected by one look at each, for training.
+    def correct(self, photo: Tensor, working_size: int | None = None, stops: Tensor | None = None) -> Correction:
+        """Return corrected photos and what they were made by, for training.
 
         Args:
             photo: `(B, 3, H, W)` in [0, 1].
             working_size: longest side of the small copy; None: the corrector's.
-            is_brighter: `(B,)` bool: whether the network sees the brighter copy of a photo, or the darker one; None: by
-                turns.
+            stops: `(B,)`, how much brighter the network is shown the small copies; None: as it is to be.
         """
         small = shrink(photo, working_size or self.working_size)
-        if is_brighter is None:
-            is_brighter = torch.arange(len(small), device=small.device) % 2 == 1
-        gain = torch.where(is_brighter, ASIDE, 1 / ASIDE).to(small.dtype)[:, None, None, None]
-        shown = curves.multiply_odds(small, gain)
-        outputs = self.network(shown)
+        given = self.shown(small, stops)
+        outputs = self.network(given)
         with torch.autocast(photo.device.type, enabled=False):
-            return Correction(curves.apply(photo, curves.fit(small, outputs[0])), shown, outputs)
+            return Correction(curves.apply(photo, curves.fit(small, outputs[0])), given, outputs)
 
-
-def looks(small: Tensor) -> Tensor:
-    """Return what the network is shown of small copies `(B, 3, h, w)` in [0, 1]: `(2 B, 3, h, w)`."""
-    return torch.cat((curves.multiply_odds(small, 1 / ASIDE), curves.multiply_odds(small, ASIDE).flip(-1)))
-
-
-def agreed(guesses: Tensor) -> Tensor:
-    """Return what lies between the network's guesses at two looks: the geometric mean of their odds.
-
-    Args:
-        guesses: `(2 B, 3, h, w)`, first those at the darker copies, then those at the brighter ones in the mirror, as
-            `looks` has them; clipped to [0, 1].
-
-    Returns:
-        `(B, 3, h, w)` float32 in [0, 1]; copies that the network left alone come back as they were.
-    """
-    pairs = guesses.float().clamp(0, 1).unflatten(0, (2, -1))
-    first, second = pairs[0], pairs[1].flip(-1)
-    above, below = (first * second).sqrt(), ((1 - first) * (1 - second)).sqrt()
-    return above / (above + below).clamp_min(1e-6)
+    def shown(self, small: Tensor, stops: Tensor | None = None) -> Tensor:
+        """Return what the network is given of small copies `(B, 3, h, w)` in [0, 1]: their odds times 2 to `stops`."""
+        if stops is not None:
+            return curves.multiply_odds(small, 2 ** stops.to(small.dtype)[:, None, None, None])
+        brighter: Any = self.network.shown_brighter
+        return curves.multiply_odds(small, 2.0**brighter) if brighter else small
 
 
 def shrink(photo: Tensor, longest: int) -> Tensor:

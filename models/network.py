@@ -21,6 +21,10 @@ class Architecture(Protocol):
     def first_layer_out_channels_of_every_unet(self) -> Sequence[int]:
         """First-stage channels of each level's U-Net, coarsest first."""
 
+    @property
+    def shown_brighter(self) -> float:
+        """How much brighter than the photo the network is shown it; 0 where it is not said."""
+
 
 class Network(nn.Module):
     """A network that corrects the exposure of photos. A new one defines these three and is listed in `models.NETWORKS`.
@@ -31,6 +35,8 @@ class Network(nn.Module):
 
     needs_targets = True
     """Whether it is trained on targets: if not, by losses of its own alone."""
+    shown_brighter: float = 0.0
+    """How much brighter than the photo a `Corrector` shows it the small copy: the odds x / (1 - x) times 2 to this."""
 
     @classmethod
     def from_config(cls, config: Architecture) -> "Network":

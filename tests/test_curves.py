@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conftest import picture
 
 from models import Corrector, build_generator, curves
-from models.corrector import agreed, looks, shrink
+from models.corrector import shrink
 from utils.colour import from_linear, to_linear
 from utils.photos import full_size
 from utils.photos.full_size import apply_curves
@@ -223,31 +223,24 @@ def test_the_corrector_takes_any_size(size):
     assert brighter.shape == photo.shape and (brighter >= photo - 1e-6).all()
 
 
-def test_two_looks_agree_between_what_the_network_makes_of_them():
-    small = torch.rand(2, 3, 20, 30) * 0.9 + 0.05
-    darker, brighter = looks(small).chunk(2)
-    assert (darker < small).all() and (brighter.flip(-1) > small).all()
-    assert torch.allclose(agreed(looks(small)), small, atol=1e-6)
-    odds = small / (1 - small)
-    guesses = torch.cat((4 * odds / (1 + 4 * odds), small.flip(-1)))
-    assert torch.allclose(agreed(guesses), 2 * odds / (1 + 2 * odds), atol=1e-6)
-    ends = torch.tensor([0.0, 1.0, -1.0, 2.0]).expand(4, 3, 1, 4)  # the guesses lie in the mirror of each other
-    assert torch.equal(agreed(torch.cat((ends[:2], ends[2:].flip(-1)))), ends[:2].clamp(0, 1))
-
-
 def test_the_network_sees_the_working_size_and_the_photo_keeps_its_own():
     whole = corrector(lambda x: x.sqrt()).correct(torch.rand(1, 3, 60, 90), working_size=45)
     assert whole.small.shape == (1, 3, 30, 45) and whole.photo.shape == (1, 3, 60, 90)
     assert torch.equal(whole.outputs[0], whole.small.sqrt())
 
 
-def test_training_shows_the_look_it_is_told_to():
-    photo = torch.rand(4, 3, 20, 30) * 0.9 + 0.05
-    is_brighter = torch.tensor([True, False, False, True])
-    done = corrector(lambda x: x).correct(photo, is_brighter=is_brighter)
-    darker, brighter = looks(photo).chunk(2)
-    assert torch.allclose(done.small, torch.where(is_brighter[:, None, None, None], brighter.flip(-1), darker))
-    assert torch.allclose(done.outputs[0], done.small)
+def test_a_network_may_be_shown_a_brighter_copy():
+    photo = torch.rand(2, 3, 20, 30) * 0.9 + 0.05
+    given = []
+    module = corrector(lambda x: given.append(x) or torch.full_like(x, 0.5))
+    module(photo)
+    module.network.shown_brighter = 1.5
+    whole = module(photo)
+    done = module.correct(photo, stops=torch.tensor([0.0, 2.0]))
+    odds = [x / (1 - x) for x in (photo, *given)]
+    assert torch.equal(given[0], photo) and torch.allclose(odds[2], 2**1.5 * odds[0], rtol=1e-4)
+    assert torch.allclose(odds[3], torch.tensor([1.0, 4.0])[:, None, None, None] * odds[0], rtol=1e-4)
+    assert torch.equal(done.small, given[2]) and torch.equal(done.photo, whole)  # the network makes the same of all
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,11 @@ class Config:
     """s: in training the small copy's longest side is drawn for every step from working_size / (1 + s) to working_size
     (1 + s), so that the network works at all of them; 0: always working_size."""
 
+    shown_brighter: float = _between(0, 4, default=0.0)
+    """How much brighter than the photo a network that learns from targets is shown the small copy, in powers of two of
+    the odds x / (1 - x), near stops; in training drawn for every view from 0 to twice that; stored in the weights
+    file."""
+
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the networks; "auto" takes bfloat16 where the hardware is fast with it."""
 

@@ -457,10 +457,6 @@ def _slices(r: Recorder, name: str, cuts: list[tuple[int, int, int, int]]) -> st
     return r.graph.add("Slice", name, *map(r.list, (starts, ends, axes, steps)))
 
 
-def _flip(r: Recorder, out: Tensor, x: Tensor, dims: int) -> str:
-    return _slices(r, r.name(x), [(dims % x.ndim, -1, -(2**62), -1)])
-
-
 def _getitem(r: Recorder, out: Tensor, x: Tensor, index: Any) -> str:
     entries = [*index] if isinstance(index, tuple) else [index]
     if len(entries) == 1 and isinstance(entries[0], list):
@@ -519,7 +515,7 @@ _TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"),
     "amin": _reduce("ReduceMin"),
     "new_zeros": _filled(0.0), "new_ones": _filled(1.0),
-    "narrow": _narrow, "flip": _flip, "__getitem__": _getitem,
+    "narrow": _narrow, "__getitem__": _getitem,
 }  # fmt: skip
 """What writes each function of torch, by its name: it takes the recorder, the result and the arguments."""
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models import Corrector, build_generator, curves
-from models.corrector import agreed, looks, shrink
+from models.corrector import shrink
 
 from ..device import Arithmetic
 from ..weights import WeightsError, load_weights
@@ -157,7 +157,11 @@ class Predictor:
 
     def _network_output(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, on their device."""
-        placed = looks(small).to(self.arithmetic.device).contiguous(memory_format=self.arithmetic.memory_format)
+        placed = (
+            self.corrector.shown(small)
+            .to(self.arithmetic.device)
+            .contiguous(memory_format=self.arithmetic.memory_format)
+        )
         network = self.corrector.network
         with torch.inference_mode():
             with self.arithmetic.autocast():
@@ -166,7 +170,7 @@ class Predictor:
                 result = network(placed)[0].float()
             if not torch.isfinite(result).all():
                 raise ValueError("the network's output is not finite: the weights are not usable for this photo")
-        return agreed(result).to(small.device)
+        return result.clamp(0, 1).to(small.device)
 
     def correct_in_place(
         self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0, exposure: float = 0.0

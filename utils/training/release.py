@@ -18,6 +18,7 @@ ARCHITECTURE = (
     "laplacian_level_count",
     "layer_count_of_every_unet",
     "first_layer_out_channels_of_every_unet",
+    "shown_brighter",
 )
 """Keys of conf.json that describe the network of a weights file. A checkpoint's also depends on `conv`."""
 

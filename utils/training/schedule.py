@@ -2,7 +2,11 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from ..config import Config
 from .state import TrainingState
@@ -38,6 +42,12 @@ def draw_working_size(config: Config, epoch: int, step: int) -> int:
     most = 1 + config.working_size_spread
     share = random.Random(f"{config.seed} {epoch} {step}").uniform(1 / most, most)
     return max(round(config.working_size * share / 4) * 4, 16) if most > 1 else config.working_size
+
+
+def draw_brightness(config: Config, epoch: int, indices: Sequence[int]) -> Tensor:
+    """Return how much brighter the network is shown views, `(B,)`: functions of seed, epoch and photo alone."""
+    draws = (random.Random(f"{config.seed} {epoch} {index}").uniform(0, 2 * config.shown_brighter) for index in indices)
+    return torch.tensor([*draws])
 
 
 def set_learning_rates(state: TrainingState, plan: list[Epoch], steps_done: int) -> None:
