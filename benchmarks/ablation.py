@@ -28,7 +28,8 @@ CANDIDATES: dict[str, list[str]] = {
     "no_ssim": ["ssim_weight=0"],
     "one_working_size": ["working_size_spread=0"],
     "working_size_96": ["working_size=96"],
-    "views_of_128": ["image_size=[128,128]"],
+    "views_of_96": ["image_size=[96,96]"],
+    "shown_as_it_is": ["shown_brighter=0"],
     "discriminator": ["begin_use_adv_loss_epoch=1", "discriminator_init_lr=1e-4"],
     "daconv": ["conv=daconv"],
 }

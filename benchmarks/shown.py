@@ -58,16 +58,24 @@ def main() -> None:
     pairs = [(folder.name, tensor(photo), tensor(target)) for folder in folders for photo, target in pairs_of(folder)]
     groups = [name for name, _, _ in pairs]
     good = [tensor(read(path, 512)) for path in find_photos(arguments.good)]
-    print("| stops brighter | size | PSNR | SSIM | matched | difference | good photos: median | tenth |" + "\n|" + 8 * "---|")
+    columns = "stops brighter", "size", "PSNR", "SSIM", "matched", "difference in PSNR", "good photos: median", "tenth"
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     first = None
     for network.shown_brighter, size in dict.fromkeys(ways):
         corrector = Corrector(network, size)
         with torch.inference_mode():
             scores = np.array([score(corrector, photo, target) for _, photo, target in pairs])
             changes = [psnr(quantise(corrector(photo)), photo).item() for photo in good]
-        first = scores[:, 0] if first is None else first
-        difference = means(scores[:, :1] - first[:, None], groups)
-        print(difference, groups[:1], np.percentile(changes, (50, 10)))
+        first = scores if first is None else first
+        values = np.concatenate((scores, scores[:, :1] - first[:, :1]), axis=1)
+        (*mean, difference), (*_, interval) = means(values, np.ones(len(pairs)), groups, of_strata=True)
+        low, high = interval or (float("nan"), float("nan"))
+        row = [f"{network.shown_brighter}", f"{size}", "{:.2f} | {:.3f} | {:.2f}".format(*mean)]
+        row += [
+            f"{difference:+.2f} ({low:+.2f} to {high:+.2f})",
+            "{:.1f} | {:.1f}".format(*np.percentile(changes, (50, 10))),
+        ]
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":
