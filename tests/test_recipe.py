@@ -230,12 +230,14 @@ def test_a_run_starts_from_the_function_of_other_weights(small_config_path, phot
     untrained = build_generator(weights.architecture)
     for target, file in itertools.product(("plain", "daconv"), ("best.pt", "best.safetensors")):
         path = photos / "run" / file
-        network = warm_start(load_config(small_config_path, [f"conv={target}", f"init_weights={path}"]))
+        options = [f"conv={target}", f"init_weights={path}", "shown_brighter=1"]
+        network = warm_start(load_config(small_config_path, options))
         with torch.no_grad():
             output = network(photo)[0]
             torch.testing.assert_close(output, trained(photo)[0], atol=5e-3, rtol=0)  # half precision in the file
             assert (output - untrained(photo)[0]).abs().max() > 0.05
         assert (type(network.unets[0].encoder[0][0]).__name__ == "DAConv") == (target == "daconv")
+        assert network.shown_brighter == 1 and trained.shown_brighter == 0  # it need not be as before
 
 
 @THIN

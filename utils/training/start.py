@@ -47,7 +47,7 @@ def warm_start(config: Config) -> Network:
         checkpoint = load_checkpoint(path, TrainingState.ENTRIES)
         source: Any = config_of_checkpoint(checkpoint["config"], source=str(path))
         require_same_network(config, source, path)
-        network = trained_network(checkpoint, path)
+        network = shown_as(config, trained_network(checkpoint, path))
         if source.conv == config.conv:
             return network
         if source.conv == "daconv":
@@ -55,14 +55,21 @@ def warm_start(config: Config) -> Network:
     else:
         weights = load_weights(path)
         require_same_network(config, weights.architecture, path)
-        network = build_generator(weights.architecture)
+        network = shown_as(config, build_generator(weights.architecture))
         network.load_state_dict(weights.state)
     return cast(Network, to_daconv(network, keep_function=True)[0]) if config.conv == "daconv" else network
 
 
+def shown_as(config: Config, network: Network) -> Network:
+    """Return a network that goes on as the configuration shows it photos, whatever it has seen before."""
+    if network.needs_targets:
+        network.shown_brighter = config.shown_brighter
+    return network
+
+
 def require_same_network(config: Config, source: Any, path: Path) -> None:
     """Raise `ConfigError` if weights are of another network than the one to train."""
-    for name in ARCHITECTURE:
+    for name in (name for name in ARCHITECTURE if name != "shown_brighter"):
         there, here = (getattr(values, name, None) for values in (source, config))
         there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
         if there is not None and there != here:
