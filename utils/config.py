@@ -271,7 +271,7 @@ class Config:
 
     shown_brighter: float = _between(0, 4, default=0.0)
     """How much brighter than the photo a network that learns from targets is shown the small copy, in powers of two of
-    the odds x / (1 - x), near stops; in training drawn for every view from 0 to twice that; stored in the weights
+    the odds x / (1 - x), near stops; in training drawn anew each epoch, from 0 to twice that; stored in the weights
     file."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
