@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, score, sets_of
-from models import build_generator, curves
+from models import Corrector, build_generator, curves
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
 from utils.evaluation.methods import Method, Pixels, read
@@ -135,7 +135,7 @@ def method(generator: torch.nn.Module, arithmetic: Arithmetic, size: int, transf
         image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
         small = arithmetic.photos(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
         with torch.inference_mode(), arithmetic.autocast():
-            corrected = generator(small)[0].float().clamp(0, 1)
+            corrected = Corrector(generator, size).corrected(small)
         return transfer(pixels, small.cpu(), corrected.cpu())
 
     return correct
@@ -147,7 +147,7 @@ def at_full_size(generator: torch.nn.Module, arithmetic: Arithmetic) -> Method:
     def correct(pixels: Pixels) -> Pixels:
         photo = arithmetic.photos(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         with torch.inference_mode(), arithmetic.autocast():
-            return to_pixels(generator(photo)[0].float().cpu())
+            return to_pixels(Corrector(generator, max(photo.shape)).corrected(photo).cpu())
 
     return correct
 

@@ -24,7 +24,7 @@ class Corrector(nn.Module):
     """Correct the exposure of `(B, 3, H, W)` sRGB photos in [0, 1] of any size; the same comes out, in float32.
 
     Args:
-        network: what corrects the small copy, a `Network`.
+        network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
     Black stays black and white stays white. What a photo is to become does not depend on how it was exposed: a network
@@ -69,7 +69,7 @@ class Corrector(nn.Module):
         """Return what the network is given of small copies `(B, 3, h, w)` in [0, 1]: their odds times 2 to `stops`."""
         if stops is not None:
             return curves.multiply_odds(small, 2 ** stops.to(small.dtype)[:, None, None, None])
-        brighter: Any = self.network.shown_brighter
+        brighter: Any = getattr(self.network, "shown_brighter", 0.0)  # any module may correct small copies
         return curves.multiply_odds(small, 2.0**brighter) if brighter else small
 
 

@@ -23,7 +23,7 @@ class Architecture(Protocol):
 
     @property
     def shown_brighter(self) -> float:
-        """How much brighter than the photo the network is shown it; 0 where it is not said."""
+        """How much brighter than the photo the network is shown it; older weights files lack it, which means 0."""
 
 
 class Network(nn.Module):

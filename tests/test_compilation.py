@@ -58,8 +58,6 @@ def stop(gradient):
 class WrongBackward(torch.nn.Module):
     """A network whose backward pass stops, as compiled ones have done."""
 
-    shown_brighter = 0.0
-
     def __init__(self, network):
         super().__init__()
         self.network = network

@@ -24,6 +24,7 @@ from utils.config import load_config
 from utils.device import Arithmetic, send
 from utils.training.objective import resize, weighted_losses
 from utils.training.progress import FailureLog
+from utils.training.schedule import draw_brightness
 from utils.training.state import TrainingState
 
 META, CUDA = torch.device("meta"), torch.device("cuda:0")
@@ -31,6 +32,7 @@ ALL = [
     "degradation=mixture",
     "image_size=[48, 40]",
     "working_size=32",
+    "shown_brighter=1.5",
     "ema_decay=0.9",
     "ssim_weight=0.5",
     "clipped_weight=0.3",
@@ -155,7 +157,8 @@ def test_synthesis_networks_and_losses_keep_to_the_gpu(small_config_path, fake_g
     config = load_config(small_config_path, [*ALL, "ema_decay=0"])
     state, batch = state_on(fake_gpu, config), a_batch(config.image_size)
     inputs, targets = make_pairs(batch, fake_gpu, 0.8)
-    done = state.corrector.correct(inputs, 24)
+    stops = send(draw_brightness(config, 1, range(len(batch.names))), fake_gpu.device)
+    done = state.corrector.correct(inputs, 24, stops)
     terms = weighted_losses(state, inputs, done, targets)
     logits = state.discriminator(resize(done.photo, config.discriminator_image_size))
     results = [inputs, targets, *done.outputs, *terms.values(), discriminator_loss(logits, logits)]

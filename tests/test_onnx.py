@@ -43,7 +43,7 @@ def network_of(model, conv="plain"):
     """A network that changes photos, each channel in its own way."""
     torch.manual_seed(1)
     architecture = {"model": model, "conv": conv, "layer_count_of_every_unet": [3, 2, 1]}
-    architecture["first_layer_out_channels_of_every_unet"] = [4, 4, 4]
+    architecture |= {"first_layer_out_channels_of_every_unet": [4, 4, 4], "shown_brighter": 1.5}
     network = build_generator(SimpleNamespace(**architecture)).eval()
     with torch.no_grad():
         last = {"zero_dce": "convs.6", "prenet": "exit"}.get(model)

@@ -15,7 +15,14 @@ from utils.config import ConfigError, load_config
 from utils.training.checkpoint import load_checkpoint
 from utils.training.stop import StopRequest
 
-EXACT = ("precision=float32", "batch_size=5", "discriminator_init_lr=0.001", "ema_decay=0.5", "init_lr=0.002")
+EXACT = (
+    "precision=float32",
+    "batch_size=5",
+    "discriminator_init_lr=0.001",
+    "ema_decay=0.5",
+    "init_lr=0.002",
+    "shown_brighter=1.5",
+)
 TWO_GPUS = "from utils.training import processes; processes.visible_gpus = lambda: 2\n"
 FORKED = (
     TWO_GPUS

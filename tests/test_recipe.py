@@ -120,9 +120,10 @@ def gradients(config_path, *overrides, adversarial=True):
 
 
 def test_accumulation_takes_the_same_step_in_parts(small_config_path):
-    whole, parts = gradients(small_config_path, adversarial=False)
+    shown = "shown_brighter=1.5"
+    whole, parts = gradients(small_config_path, shown, adversarial=False)
     for count in (2, 3, 4):
-        split, split_parts = gradients(small_config_path, f"accumulation_steps={count}", adversarial=False)
+        split, split_parts = gradients(small_config_path, shown, f"accumulation_steps={count}", adversarial=False)
         for a, b in zip(whole[0], split[0], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
         assert split_parts == pytest.approx(parts, rel=1e-4)

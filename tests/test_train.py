@@ -106,7 +106,7 @@ def test_zero_dce_trains_without_targets(small_config_path):
 @pytest.mark.parametrize("network", [["model=prenet"], ["model=zero_dce", "ema_decay=0.9"], ["num_workers=2"]])
 @pytest.mark.usefixtures("thin_discriminator", "thin_prenet")
 def test_every_network_resumes_to_the_same_end(small_config_path, photos, monkeypatch, network):
-    options = ["epochs=2", "conv=daconv", "init_lr=0.01", "image_size=[16,24]", *network]
+    options = ["epochs=2", "conv=daconv", "init_lr=0.01", "image_size=[16,24]", "shown_brighter=1.5", *network]
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
     with monkeypatch.context() as patch:
         signal_in_step(patch, 4)

@@ -157,11 +157,8 @@ class Predictor:
 
     def _network_output(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, on their device."""
-        placed = (
-            self.corrector.shown(small)
-            .to(self.arithmetic.device)
-            .contiguous(memory_format=self.arithmetic.memory_format)
-        )
+        shown = self.corrector.shown(small)
+        placed = shown.to(self.arithmetic.device).contiguous(memory_format=self.arithmetic.memory_format)
         network = self.corrector.network
         with torch.inference_mode():
             with self.arithmetic.autocast():

@@ -18,7 +18,6 @@ ARCHITECTURE = (
     "laplacian_level_count",
     "layer_count_of_every_unet",
     "first_layer_out_channels_of_every_unet",
-    "shown_brighter",
 )
 """Keys of conf.json that describe the network of a weights file. A checkpoint's also depends on `conv`."""
 
@@ -53,11 +52,12 @@ def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = Non
     if plain is None:
         network = trained_network(checkpoint, path)
         plain = merge_daconv(network) if config.conv == "daconv" else network
+    shown_brighter: Any = plain.shown_brighter
     values = config.to_dict()
     save_weights(
         path,
         plain.state_dict(),
-        architecture={name: values[name] for name in ARCHITECTURE},
+        architecture={**{name: values[name] for name in ARCHITECTURE}, "shown_brighter": shown_brighter},
         working_size=config.working_size,
         training={"config": values, **(checkpoint["history"] or [{}])[-1]},
         **options,

@@ -69,7 +69,7 @@ def shown_as(config: Config, network: Network) -> Network:
 
 def require_same_network(config: Config, source: Any, path: Path) -> None:
     """Raise `ConfigError` if weights are of another network than the one to train."""
-    for name in (name for name in ARCHITECTURE if name != "shown_brighter"):
+    for name in ARCHITECTURE:
         there, here = (getattr(values, name, None) for values in (source, config))
         there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
         if there is not None and there != here:
@@ -108,7 +108,7 @@ def read_checkpoint(
         print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
         saved["step"], saved["totals"] = 0, {}
     of_validation = {name for name in new if name.startswith(("color_jitter_", "camera_", "degradation"))}
-    of_validation |= {"ema_decay", "hdri_dir", "image_size", "jitter_share", "working_size"}
+    of_validation |= {"ema_decay", "hdri_dir", "image_size", "jitter_share", "shown_brighter", "working_size"}
     of_validation |= {"valid_data_dir", "valid_pairs"}
     if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
