@@ -83,7 +83,7 @@ class Batch:
     names: list[str]
     """Paths of the photos, relative to their folder."""
     indices: list[int]
-    """Positions of the photos in their data set."""
+    """Numbers of the views in their data set."""
     failures: list[Failure]
     """Photos that were skipped on the way to this batch."""
 
@@ -231,7 +231,8 @@ class PhotoDataset(Dataset[tuple[Sample | None, list[Failure]]]):
             kind = DEVELOPED
         development = draw_camera(rng, self.camera_range) if kind == DEVELOPED else torch.zeros(COUNT).double()
         is_pair = len(views) == 2
-        return photo, input_photo, is_pair, factors, order, kind, development, None, self.names[index], index
+        number = index + repetition * len(self.paths)
+        return photo, input_photo, is_pair, factors, order, kind, development, None, self.names[index], number
 
     def _scene_view(self, scene: Scene, rng: np.random.Generator, index: int) -> Sample:
         """Return a view of a scene that shows something."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import curves
+from . import curves, grain
 
 
 class Correction(NamedTuple):
@@ -37,8 +37,8 @@ class Corrector(nn.Module):
         self.working_size = working_size
 
     def forward(self, photo: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
-        maps = self.maps(shrink(photo, self.working_size))
-        return curves.apply(photo, curves.adjust(maps, strength, exposure))
+        maps = curves.adjust(self.maps(shrink(photo, self.working_size)), strength, exposure)
+        return curves.apply(grain.reduce(photo, maps), maps)
 
     def maps(self, small: Tensor) -> Tensor:
         """Return the curves `(B, 2, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""

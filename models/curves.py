@@ -8,6 +8,13 @@ quadratic of Gregory and Delbourgo ("Piecewise rational quadratic interpolation 
 s > 0 being its slope at black and w > 0 its slope at white. Any two positive slopes give a monotone curve. s = w = 1 is
 no change, and w = 1 / s multiplies the odds x / (1 - x) by s, much as exposure does. The slopes are two smooth maps per
 channel, told by their logarithms; they can be interpolated to any size, while the detail comes from the photo.
+
+A colour whose channels fall by curves of their own burns next to white, where the curves are steep. So a channel is
+multiplied by no more than the curve multiplies t by, which lies between it and the darkest channel of its pixel:
+
+    y = x min(r(x), r(t)), t = x - SHARED_FALL (x - darkest), r(x) = (x + s (1 - x)) / (1 + (s + w - 2) x (1 - x)).
+
+Greys, and what is only brightened (r falls), are as by the curve itself.
 """
 
 import math
@@ -24,6 +31,8 @@ BRIGHTEST, DARKEST = 16.0, 5.0
 white and steeper curves make contours and burnt colours of them."""
 IN_COMMON = 0.5
 """How far the curves of a channel are drawn to the mean of all: a change of exposure moves no hue."""
+SHARED_FALL = 0.3
+"""How far t lies from a channel towards the darkest one of its pixel."""
 RIDGE = 1e-4
 """Mean square of what is fitted below which a window takes a plain gain of the odds rather than a fit."""
 
@@ -39,22 +48,25 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
         `(B, 2, C, H, W)` float32: the logarithms of the slopes at black and at white, 0 where nothing is corrected.
 
     In each window, first the gain g of the odds that relates the two on average: a ratio of sums in which black and
-    white have no say. Then slopes g (1 + a) and (1 + b) / g by least squares, with a ridge that keeps a and b small
-    where a window is flat; the curve's equation is linear in its slopes once multiplied by its denominator. The slopes
-    of the windows that see a pixel are averaged, and drawn to those of the other channels.
+    white have no say; where it is below 1, t is read. Then slopes g (1 + a) and (1 + b) / g by least squares, with a
+    ridge that keeps a and b small where a window is flat; the curve's equation is linear in its slopes once multiplied
+    by its denominator. The slopes of the windows that see a pixel are averaged, and drawn to the other channels'.
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
     radius = torch.sym_max(rounded(longest, WINDOW), 1)
-    product, both = x * (1 - x), x * y
+    both = x * y
+    gain = _gain(*box_mean(torch.cat((y - both, x - both), dim=1), radius).chunk(2, dim=1))
+    t = x + (1 / gain - gain).clamp(0, 1) * (_towards_darkest(x) - x)
+    product, both = t * (1 - t), t * y
     below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
     at_white = product * y  # what the slopes multiply
-    at_black = product - at_white
-    rest = (1 - 2 * product) * y - x.square()
+    at_black = x * (1 - t) - at_white
+    rest = (1 - 2 * product) * y - x * t
     products = (at_black.square(), at_black * at_white, at_white.square(), at_black * rest, at_white * rest)
     means = box_mean(torch.cat((below, above, *products), dim=1), radius)
     below, above, bb, bw, ww, br, wr = means.chunk(7, dim=1)
-    gain = ((below + 1e-4) / (above + 1e-4)).clamp(1 / DARKEST, BRIGHTEST)
+    gain = _gain(below, above)
     # a (g at_black) - b (at_white / g) = rest - g at_black + at_white / g, squared and summed over the window
     square = gain.square()
     bb, ww = square * bb, ww / square
@@ -67,6 +79,16 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     at_white = ((1 + b) / gain).clamp(1 / BRIGHTEST, DARKEST)
     maps = box_mean(torch.cat((at_black, at_white), dim=1).log(), radius).unflatten(1, (2, -1))
     return maps + IN_COMMON * (maps.mean(dim=2, keepdim=True) - maps)
+
+
+def _gain(below: Tensor, above: Tensor) -> Tensor:
+    """Return the gain of the odds that two sums tell, within its bounds; where both are 0, none."""
+    return ((below + 1e-4) / (above.clamp_min(0) + 1e-4)).clamp(1 / DARKEST, BRIGHTEST)
+
+
+def _towards_darkest(x: Tensor) -> Tensor:
+    """Return t of a photo `(B, C, H, W)`."""
+    return x - SHARED_FALL * (x - x.amin(dim=1, keepdim=True))
 
 
 def adjust(maps: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
@@ -100,8 +122,10 @@ def apply(photo: Tensor, maps: Tensor) -> Tensor:
     if slopes.shape[-2:] != x.shape[-2:]:
         slopes = F.interpolate(slopes, x.shape[-2:], mode="bilinear")
     at_black, at_white = slopes.chunk(2, dim=1)
-    product = x * (1 - x)
-    return (x + (at_black - 1) * product) / (1 + (at_black + at_white - 2) * product)
+    own, shared = (
+        (1 + (at_black - 1) * (1 - t)) / (1 + (at_black + at_white - 2) * t * (1 - t)) for t in (x, _towards_darkest(x))
+    )
+    return x * torch.minimum(own, shared)
 
 
 def multiply_odds(photo: Tensor, gain: Tensor | float) -> Tensor:

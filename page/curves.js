@@ -1,6 +1,8 @@
-// Local curves in JavaScript: what models/curves.py and utils/photos/full_size.py do, and the small copy of predictor.py.
+// Local curves in JavaScript: what models/curves.py, models/grain.py and utils/photos/full_size.py do, and the small copy of
+// predictor.py.
 
 const GREY = 0.18;
+export const SHARED_FALL = 0.3, LIFT = 1, NOISE = 1.5 / 255;  // as models/curves.py and models/grain.py
 
 // ln(x / (1 - x)) of a grey card in sRGB, exposed by so many stops; from two on, ln 2 for each.
 const logOddsOfGrey = stops => {
@@ -9,16 +11,21 @@ const logOddsOfGrey = stops => {
 };
 
 // Slopes at black and at white of curves of a strength in [0, 1] and an exposure in stops.
-// maps: {values: (2, 3, height, width) logarithms, height, width}. Returns {black, white}: (height, width, 4), the last unused.
+// maps: {values: (2, 3, height, width) logarithms, height, width}. Returns {black, white}: (height, width, 4); the last of
+// black is by how much grain is to be reduced, the last of white is unused.
 export const slopes = (maps, strength, exposure) => {
   const count = maps.height * maps.width, shift = logOddsOfGrey(exposure) - logOddsOfGrey(0);
   const black = new Float32Array(4 * count).fill(1), white = new Float32Array(4 * count).fill(1);
-  for (let channel = 0; channel < 3; channel++) {
-    const first = channel * count, second = (channel + 3) * count;
-    for (let i = 0; i < count; i++) {
-      black[4 * i + channel] = Math.exp(strength * maps.values[first + i] + shift);
-      white[4 * i + channel] = Math.exp(strength * maps.values[second + i] - shift);
+  for (let i = 0; i < count; i++) {
+    let stops = 0;
+    for (let channel = 0; channel < 3; channel++) {
+      const atBlack = strength * maps.values[channel * count + i] + shift;
+      const atWhite = strength * maps.values[(channel + 3) * count + i] - shift;
+      black[4 * i + channel] = Math.exp(atBlack);
+      white[4 * i + channel] = Math.exp(atWhite);
+      stops += (atBlack - atWhite) / (6 * Math.LN2);
     }
+    black[4 * i + 3] = Math.min(Math.max(stops - LIFT, 0), 1);
   }
   return {black, white};
 };
@@ -33,28 +40,45 @@ const between = (index, length, count) => {
 // Correct RGBA pixels of 8 bits in place; transparency stays.
 export const applyCurves = (pixels, width, height, maps, strength, exposure) => {
   const {black, white} = slopes(maps, strength, exposure);
-  // With X = 255 x and P = X (255 - X):  255 y = (X + P (s - 1) / 255) / (1 + P (s + w - 2) / 255²)
-  const row = 6 * width, wide = new Float32Array(maps.height * row);
+  // With X = 255 x and P = X (255 - T):  255 x r(t) = (X + P (s - 1) / 255) / (1 + T (255 - T) (s + w - 2) / 255²)
+  const row = 7 * width, wide = new Float32Array(maps.height * row);
   for (let x = 0; x < width; x++) {
     const [left, right, share] = between(x, width, maps.width);
     for (let y = 0; y < maps.height; y++) {
-      const a = 4 * (y * maps.width + left), b = 4 * (y * maps.width + right), to = y * row + 6 * x;
+      const a = 4 * (y * maps.width + left), b = 4 * (y * maps.width + right), to = y * row + 7 * x;
       for (let c = 0; c < 3; c++) {
         const s = black[a + c] + share * (black[b + c] - black[a + c]);
         const w = white[a + c] + share * (white[b + c] - white[a + c]);
-        wide[to + 2 * c] = (s - 1) / 255;
-        wide[to + 2 * c + 1] = (s + w - 2) / 65025;
+        wide[to + c] = (s - 1) / 255;
+        wide[to + 3 + c] = (s + w - 2) / 65025;
       }
+      wide[to + 6] = black[a + 3] + share * (black[b + 3] - black[a + 3]);
     }
   }
-  for (let y = 0, i = 0; y < height; y++) {
+  const noise = 255 * NOISE, line = 4 * width, x = new Float32Array(3), curves = new Float32Array(7);
+  let before = pixels.slice(0, line), own = before;  // the row above and this one, as they were
+  for (let y = 0, i = 0; y < height; y++, before = own) {
     const [above, below, share] = between(y, height, maps.height);
-    for (let upper = above * row, lower = below * row, end = upper + row; upper < end; i++) {
-      for (let c = 0; c < 3; c++, i++, upper += 2, lower += 2) {
-        const X = pixels[i], P = X * (255 - X);
-        const up = wide[upper] + share * (wide[lower] - wide[upper]);
-        const down = wide[upper + 1] + share * (wide[lower + 1] - wide[upper + 1]);
-        pixels[i] = ((X + up * P) / (1 + down * P) + 0.5) | 0;
+    own = pixels.slice(i, i + line);
+    const after = y + 1 < height ? pixels.subarray(i + line, i + 2 * line) : own;
+    for (let j = 0, upper = above * row, lower = below * row; j < line; j += 4, i += 4, upper += 7, lower += 7) {
+      for (let k = 0; k < 7; k++) curves[k] = wide[upper + k] + share * (wide[lower + k] - wide[upper + k]);
+      const lift = curves[6], left = j && j - 4, right = j + 4 < line ? j + 4 : j;
+      let darkest = 255;
+      for (let c = 0; c < 3; c++) {
+        x[c] = own[j + c];
+        if (lift > 0) {
+          const sum = before[left + c] + after[left + c] + before[right + c] + after[right + c]
+            + 2 * (before[j + c] + after[j + c] + own[left + c] + own[right + c]) + 4 * x[c];
+          const difference = Math.abs(x[c] - sum / 16);
+          if (difference < 2 * noise) x[c] -= lift * Math.sign(x[c] - sum / 16) * Math.min(difference, 2 * noise - difference);
+        }
+        darkest = Math.min(darkest, x[c]);
+      }
+      for (let c = 0; c < 3; c++) {
+        const X = x[c], T = X - SHARED_FALL * (X - darkest), s = curves[c], w = curves[3 + c];
+        const alone = (1 + s * (255 - X)) / (1 + w * X * (255 - X)), shared = (1 + s * (255 - T)) / (1 + w * T * (255 - T));
+        pixels[i + c] = (X * Math.min(alone, shared) + 0.5) | 0;
       }
     }
   }

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import picture
 
-from models import Corrector, build_generator, curves
+from models import Corrector, build_generator, curves, grain
 from models.corrector import shrink
 from utils.colour import from_linear, to_linear
 from utils.photos import full_size
@@ -23,10 +23,10 @@ def of_slopes(at_black, at_white, size=(1, 1)):
     return torch.tensor([at_black, at_white]).log()[None, :, None, None, None].expand(1, 2, 3, *size)
 
 
-def applied(pixels, maps):
+def applied(pixels, maps, **options):
     """A corrected copy: the function works in place."""
     result = pixels.copy()
-    apply_curves(result, maps[0])
+    apply_curves(result, maps[0], **options)
     return result
 
 
@@ -109,6 +109,44 @@ def test_dark_detail_is_not_blurred():
     assert steeper == pytest.approx(6 * (1 - 6 * 20 / 255) / (1 - 20 / 255), rel=0.1)  # the slope of a gain of odds
 
 
+def test_a_colour_next_to_white_falls_with_its_darkest_channel():
+    colour = torch.tensor([1.0, 0.9, 0.6])[None, :, None, None]
+    result = curves.apply(colour, of_slopes(0.25, 4.0))[0, :, 0, 0]
+    alone = 0.25 * colour / (1 - 0.75 * colour)  # each channel by itself
+    t = colour - curves.SHARED_FALL * (colour - 0.6)
+    assert torch.allclose(result, (colour * 0.25 / (1 - 0.75 * t))[0, :, 0, 0])
+    assert result.max() / result.min() < 0.75 * alone.max() / alone.min()
+    for same in (torch.full((1, 3, 1, 1), 0.9), torch.tensor([1.0, 1.0, 1.0])[None, :, None, None]):
+        assert torch.allclose(curves.apply(same, of_slopes(0.25, 4.0)), 0.25 * same / (1 - 0.75 * same))
+    assert torch.allclose(curves.apply(colour, of_slopes(4.0, 0.25)), 4 * colour / (1 + 3 * colour))  # none is darkened
+
+
+def noisy(amplitude, lift, flat=20):
+    """A flat grey with noise of so many levels, and an edge: the photo, and what is left of its grain."""
+    rng = np.random.default_rng(0)
+    pixels = flat + amplitude * rng.uniform(-1, 1, (64, 64, 3))
+    pixels[:, 32:] += 100
+    photo = torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].float()
+    return photo, grain.reduce(photo, of_slopes(lift, 1 / lift))
+
+
+def test_grain_is_reduced_where_it_is_lifted_and_edges_stay():
+    for stops, least, most in ((-1, 1, 1), (1, 1, 1), (1.5, 0.6, 0.8), (2, 0.3, 0.5), (4, 0.3, 0.5)):
+        photo, less = noisy(1.5, 2.0**stops)
+        assert least <= less[..., :30].std() / photo[..., :30].std() <= most, stops
+        assert torch.equal(less[..., 31:33], photo[..., 31:33])
+    photo, less = noisy(20, 16.0)  # texture
+    assert less.std() / photo.std() > 0.98
+
+
+def test_black_and_white_have_no_grain():
+    photo = torch.zeros(1, 3, 20, 20)
+    photo[..., 10:] = 1
+    photo[..., 5, 5] = 1 / 255
+    less = grain.reduce(photo, of_slopes(16.0, 1 / 16))
+    assert less[..., :4].max() == 0 and less[..., 10:].min() == 1
+
+
 def test_gradients_reach_the_correction_everywhere():
     small = small_of(np.array(picture(90, 60)))
     wish = (1.4 * small + 0.05).clamp(0, 0.98).requires_grad_()
@@ -144,10 +182,10 @@ def test_a_stop_is_a_stop_on_a_grey_card():
 
 def test_strips_leave_no_seam(monkeypatch):
     pixels, maps = np.array(picture(101, 97)), torch.randn(1, 2, 3, 7, 9)
-    whole = applied(pixels, maps)
+    whole = applied(pixels, maps, less_grain=True)
     for values in (1, 1000, 5000, 10**9):
         monkeypatch.setattr(full_size, "STRIP", values)
-        assert np.array_equal(applied(pixels, maps), whole)
+        assert np.array_equal(applied(pixels, maps, less_grain=True), whole)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -160,6 +198,18 @@ def test_files_get_what_tensors_get(dtype, size):
     maps = torch.randn(1, 2, 3, 7, 9).clamp(-2.77, 2.77)
     expected = curves.apply(to_tensor(pixels), maps)[0].permute(1, 2, 0).double().numpy() * white
     assert np.abs(applied(pixels, maps) - expected).max() <= 0.52
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("size", "channels"), [((50, 61), 3), ((50, 61), 1), ((1, 1), 3), ((1, 40), 3), ((40, 1), 3)])
+def test_files_lose_the_grain_that_tensors_lose(dtype, size, channels):
+    rng = np.random.default_rng(0)
+    white = np.iinfo(dtype).max
+    pixels = (white // 255 * rng.integers(20, 26, (*size, channels))).astype(dtype)
+    maps = torch.stack((torch.rand(channels, 7, 9) + 0.5, -torch.rand(channels, 7, 9) - 0.5))[None]  # 0.7 to 2.2 stops
+    tensor = to_tensor(pixels)
+    expected = curves.apply(grain.reduce(tensor, maps), maps)[0].permute(1, 2, 0).double().numpy() * white
+    assert np.abs(applied(pixels, maps, less_grain=True) - expected).max() <= 0.55 * max(1, white / 65535 * 2)
 
 
 def test_arrays_that_are_not_contiguous_are_corrected_too():

@@ -73,6 +73,11 @@ def test_views_depend_on_seed_epoch_and_photo_alone(photos):
     assert not same(views[3, 1], random_views(photos, seed=1)[3, 1])
 
 
+def test_every_view_of_a_photo_has_a_number_of_its_own(photos):
+    views = random_views(photos, views_per_photo=3)
+    assert [views[1, number][0][-1] for number in range(len(views))] == list(range(len(views)))
+
+
 def test_loader_gives_the_same_batches_with_and_without_workers(photos):
     def batches(workers):
         dataset = random_views(photos)

@@ -18,7 +18,7 @@ from models.losses import adversarial_loss
 from utils.config import Config, load_config
 from utils.training.checkpoint import load_checkpoint
 from utils.training.objective import resize, weighted_losses
-from utils.training.schedule import plan_epochs
+from utils.training.schedule import draw_brightness, plan_epochs
 from utils.training.start import warm_start
 from utils.weights import load_weights
 
@@ -110,6 +110,16 @@ def test_every_generator_of_random_numbers_goes_on(small_config_path, photos, mo
     resumed, whole = (load_checkpoint(photos / name / "last.pt") for name in ("run", "whole"))
     assert same(resumed["generator"], whole["generator"])
     assert without_speed(resumed["history"]) == without_speed(whole["history"])
+
+
+def test_the_brightness_that_a_view_is_shown_with_is_its_own(small_config_path):
+    config = load_config(small_config_path, ["shown_brighter=1.5"])
+    draws = draw_brightness(config, 1, range(2000))
+    assert 0 <= draws.min() < 0.1 and 2.9 < draws.max() <= 3 and draws.mean() == pytest.approx(1.5, abs=0.1)
+    assert torch.equal(draw_brightness(config, 1, [7, 3]), draws[[7, 3]])
+    for epoch, seed in ((2, config.seed), (1, config.seed + 1)):
+        other = draw_brightness(dataclasses.replace(config, seed=seed), epoch, range(2000))
+        assert torch.corrcoef(torch.stack((draws, other)))[0, 1].abs() < 0.1
 
 
 def gradients(config_path, *overrides, adversarial=True):

@@ -1,12 +1,11 @@
 """Apply local curves to a photo of any size, in place.
 
-What `models.curves.apply` does to tensors, for images and arrays of 8 and 16 bits, in strips that stay in the
-processor's cache.
+What `models.grain.reduce` and `models.curves.apply` do to tensors, for images and arrays of 8 and 16 bits, in strips
+that stay in the processor's cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from models import curves, grain
 
 Deep = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -23,61 +24,79 @@ STRIP = 160_000
 _HALF = torch.tensor(0.5)
 
 
-def apply_curves(photo: Image.Image | Deep, maps: Tensor) -> None:
+def apply_curves(photo: Image.Image | Deep, maps: Tensor, *, less_grain: bool = False) -> None:
     """Replace a photo by itself under local curves, whose slopes are interpolated bilinearly to its size.
 
-    The result is within half a step, and float32's rounding, of that equation. Beside the photo, memory is bounded by
-    some twelve floats for each value of a strip or row.
+    The result is within half a step, and float32's rounding, of the equations. Beside the photo, memory is bounded by
+    some fifteen floats for each value of a strip or row.
 
     Args:
         photo: an image in mode "L" or "RGB", or an `(H, W, C)` array of uint8 or uint16, of any size.
         maps: `(2, C, h, w)` on the CPU, as `models.curves.fit` returns them for one photo.
+        less_grain: reduce grain where they lift it, before.
     """
     if isinstance(photo, Image.Image):
         (width, height), channels, white = photo.size, len(photo.getbands()), 255
     else:
         (height, width, channels), white = photo.shape, np.iinfo(photo.dtype).max
+    before = None  # the row above a strip, as it was
     with torch.inference_mode():
-        strips = _Strips(maps, width, height, channels, white)
+        strips = _Strips(maps, width, height, channels, white, less_grain)
         for top, bottom in strips.bounds():
             if isinstance(photo, Image.Image):
-                data = photo.crop((0, top, width, bottom)).tobytes()
-                rows = np.frombuffer(data, np.uint8).reshape(bottom - top, -1).copy()
-                strips.correct(rows, top)
+                data = photo.crop((0, top, width, min(bottom + 1, height))).tobytes()
+                read: Deep = np.frombuffer(data, np.uint8).reshape(-1, width * channels)
+                rows, after = read[: bottom - top].copy(), read[-1:]
+                last = read[bottom - top - 1 :][:1]
+            else:
+                rows = photo[top:bottom].reshape(bottom - top, -1)  # or a copy, where it must be
+                after = photo[min(bottom, height - 1)].reshape(1, -1)
+                last = rows[-1:].copy()
+            strips.correct(rows, top, rows[:1] if before is None else before, after)
+            before = last
+            if isinstance(photo, Image.Image):
                 strip = Image.frombuffer(photo.mode, (width, bottom - top), rows, "raw", photo.mode, 0, 1)
                 photo.paste(strip, (0, top))
-            else:
-                view: Deep = photo[top:bottom].reshape(bottom - top, -1)  # or a copy, where it must be
-                strips.correct(view, top)
-                if not photo.flags.c_contiguous:
-                    photo[top:bottom] = view.reshape(bottom - top, width, channels)
+            elif not photo.flags.c_contiguous:
+                photo[top:bottom] = rows.reshape(bottom - top, width, channels)
 
 
 class _Strips:
     """What strips are corrected with: maps, and buffers that are allocated once.
 
-    With X = white x and P = X (1 - x):  white y = (X + (s - 1) P) / (1 + (s + w - 2) P / white). For 16 bits, P is
-    white times that, which has no difference of nearly equal numbers near white.
+    With X = white x, T = white t and U = 1 - t:  white x r(t) = (X + (s - 1) X U) / (1 + (s + w - 2) T U / white).
+    For 16 bits, U is white times that, which has no difference of nearly equal numbers near white.
     """
 
-    def __init__(self, maps: Tensor, width: int, height: int, channels: int, white: int) -> None:
+    def __init__(self, maps: Tensor, width: int, height: int, channels: int, white: int, less_grain: bool) -> None:
         at_black, at_white = maps.float().exp()  # (C, h, w)
         self.is_shallow = white == 255
-        self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / (1 if self.is_shallow else white)
+        self.scale = 1 if self.is_shallow else white
+        self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / self.scale
         self.height, self.width, self.channels = height, width, channels
         self.white = torch.tensor(float(white))
+        self.noise = grain.NOISE * white
         self.knots = maps.shape[2]
+        lifts = grain.lifts(maps[None].float())[0].expand(channels, -1, -1)
+        # At each row of the maps, or the one below: whether grain is lifted there, and whether r rises anywhere. If it
+        # rises nowhere for two pairs of slopes, it does not for pairs between them.
+        self.lifts = _near((lifts > 0) & less_grain)
+        rises = (at_white > 1) | (at_black * (at_black + at_white - 1) < 1)
+        self.falls = _near(rises & (channels > 1))
+        if any(self.lifts):
+            self.maps = torch.cat((self.maps, lifts[None]))
         position = ((torch.arange(height) + 0.5) * (self.knots / height) - 0.5).clamp(0, self.knots - 1)
         self.above = position.long()  # the row of the maps above a row of the photo
         self.knot = self.above.tolist()
         self.share = (position - self.above)[:, None]  # of the row below
         values = width * channels
         self.count = min(max(STRIP // values, 1), height)  # most rows of a strip
-        self.wide, self.wide_from = torch.empty(2, 0, values), 0
+        self.wide, self.wide_from = torch.empty(len(self.maps), 0, values), 0
         self.pair: tuple[int, Tensor, Tensor] | None = None  # a row of the maps, and the one below
-        self.ends = torch.ones(2, self.count, values)  # X, and the one of the denominator
-        self.product, self.curves = torch.empty(self.count, values), torch.empty(2, self.count, values)
-        self.views: dict[int, Sequence[Any]] = {}  # of these, for strips of so many rows
+        self.ends = torch.ones(2, self.count + 2, values)  # X, and the one of the denominator; a row more on both sides
+        self.product, self.curves = torch.empty(self.count, values), torch.empty(len(self.maps), self.count, values)
+        self.spare = torch.empty(2, self.count if any(self.falls) or any(self.lifts) else 0, values)
+        self.darkest = torch.empty(self.count if any(self.falls) else 0, width)
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""
@@ -87,27 +106,60 @@ class _Strips:
         for first, last in pairwise([0, *ends, self.height]):
             yield from pairwise([*range(first, last, self.count), last])
 
-    def correct(self, rows: Deep, top: int) -> None:
-        """Correct `(rows, W C)` in place, which begin at row `top` of the photo."""
+    def correct(self, rows: Deep, top: int, before: Deep, after: Deep) -> None:
+        """Correct `(rows, W C)` in place, which begin at row `top` of the photo, between two others as they were."""
         count = len(rows)
-        if count not in self.views:
-            views = self.ends[:, :count], self.product[:count], self.curves[:, :count]
-            x, result = self.ends[0, :count], self.curves[0, :count]
-            self.views[count] = *views, x, x.numpy(), result, self.curves[1, :count], result.numpy()
-        ends, product, curves, x, values, numerator, denominator, result = self.views[count]
-        values[:] = rows
+        x = self.ends[0, 1 : count + 1]
+        x.numpy()[:] = rows
+        upper, lower = self._around(top, top + count)
+        maps = torch.lerp(upper, lower, self.share[top : top + count], out=self.curves[:, :count])
+        near = range(self.knot[top], self.knot[top + count - 1] + 1)
+        if any(self.lifts[row] for row in near):
+            self.ends[0, 0].numpy()[:], self.ends[0, count + 1].numpy()[:] = before[0], after[0]
+            self._reduce_grain(count)
+        shared = self._shared(count) if any(self.falls[row] for row in near) else None
+        product = self.product[:count]
         if self.is_shallow:
             torch.addcmul(x, x, x, value=-1 / 255, out=product)
         else:
             torch.sub(self.white, x, out=product).mul_(x)
-        upper, lower = self._around(top, top + count)
-        torch.lerp(upper, lower, self.share[top : top + count], out=curves)
-        torch.addcmul(ends, curves, product, out=curves)
-        torch.addcdiv(_HALF, numerator, denominator, out=numerator)  # the half rounds what is cut here:
-        np.copyto(rows, result, casting="unsafe")
+        torch.addcmul(self.ends[:, 1 : count + 1], maps[:2], product, out=maps[:2])
+        own = torch.addcdiv(_HALF, maps[0], maps[1], out=maps[0])  # the half rounds what is cut here:
+        np.copyto(rows, (own if shared is None else torch.minimum(own, shared, out=own)).numpy(), casting="unsafe")
+
+    def _reduce_grain(self, count: int) -> None:
+        """Replace X by what `models.grain.reduce` makes of it."""
+        tall, step = self.ends[0, : count + 2], self.channels
+        x, (down, mean) = tall[1:-1], self.spare[:, :count]
+        torch.add(tall[:-2], tall[2:], out=down).add_(x, alpha=2)
+        if self.width > 1:
+            torch.add(down[:, : -2 * step], down[:, 2 * step :], out=mean[:, step:-step])
+            torch.add(down[:, :step], down[:, step : 2 * step], out=mean[:, :step])
+            torch.add(down[:, -step:], down[:, -2 * step : -step], out=mean[:, -step:])
+        else:
+            torch.mul(down, 2, out=mean)
+        mean.add_(down, alpha=2)
+        difference = torch.add(x, mean, alpha=-1 / 16, out=mean)
+        near = torch.clamp(difference, -self.noise, self.noise, out=down)
+        near.sub_(difference.sub_(near).clamp_(-self.noise, self.noise))
+        x.addcmul_(near, self.curves[2, :count], value=-1)
+
+    def _shared(self, count: int) -> Tensor:
+        """Return white x r(t) + 1/2, for the darkest channel of each pixel and those that fall with it."""
+        x, maps = self.ends[0, 1 : count + 1], self.curves[:, :count]
+        (t, u), darkest = self.spare[:, :count], self.darkest[:count]
+        pixels = x.view(count, self.width, self.channels)
+        torch.minimum(pixels[..., 0], pixels[..., 1], out=darkest)
+        torch.minimum(darkest, pixels[..., 2], out=darkest)
+        torch.lerp(pixels, darkest[..., None], curves.SHARED_FALL, out=t.view_as(pixels))
+        scale = 1 / 255 if self.is_shallow else 1.0
+        torch.sub(float(self.white) * scale, t, alpha=scale, out=u)
+        denominator = torch.addcmul(self.ends[1, :count], maps[1], t.mul_(u), out=t)
+        numerator = torch.addcmul(x, maps[0], u.mul_(x), out=u)
+        return torch.addcdiv(_HALF, numerator, denominator, out=u)
 
     def _around(self, top: int, bottom: int) -> tuple[Tensor, Tensor]:
-        """Return the rows of the maps above and below rows of the photo, at its width: `(2, rows or 1, W C)` each."""
+        """Return the rows of the maps above and below rows of the photo, at its width: `(maps, rows or 1, W C)`."""
         first, last = self.knot[top], self.knot[bottom - 1]
         if self.pair and self.pair[0] == first == last:
             return self.pair[1:]
@@ -125,5 +177,11 @@ class _Strips:
         maps = self.maps[:, :, first:last]
         maps = torch.cat((maps, self.maps[:, :, -1:].expand(-1, -1, last - first - maps.shape[2], -1)), dim=2)
         wide = F.interpolate(maps.reshape(1, -1, maps.shape[3]), self.width, mode="linear")
-        wide = wide.view(2, self.channels, last - first, self.width).permute(0, 2, 3, 1)
-        self.wide, self.wide_from = wide.reshape(2, last - first, -1), first
+        wide = wide.view(-1, self.channels, last - first, self.width).permute(0, 2, 3, 1)
+        self.wide, self.wide_from = wide.reshape(len(self.maps), last - first, -1), first
+
+
+def _near(holds: Tensor) -> list[bool]:
+    """Return, for each row of maps `(C, h, w)`, whether something holds in it or in the next."""
+    rows = holds.any(dim=2).any(dim=0)
+    return (rows | torch.cat((rows[1:], rows[-1:]))).tolist()

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models import Corrector, build_generator, curves
+from models import Corrector, build_generator, curves, grain
 from models.corrector import shrink
 
 from ..device import Arithmetic
@@ -152,8 +152,8 @@ class Predictor:
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
         small = shrink(batch.float(), self.size)
-        maps = curves.fit(small, self._network_output(small))
-        return curves.apply(batch, curves.adjust(maps, strength, exposure))
+        maps = curves.adjust(curves.fit(small, self._network_output(small)), strength, exposure)
+        return curves.apply(grain.reduce(batch, maps), maps)
 
     def _network_output(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, on their device."""
@@ -178,7 +178,8 @@ class Predictor:
         """
         if strength == exposure == 0:
             return
-        apply_curves(pixels, curves.adjust(self.fit(pixels, profile)[None], strength, exposure)[0])
+        maps = curves.adjust(self.fit(pixels, profile)[None], strength, exposure)[0]
+        apply_curves(pixels, maps, less_grain=True)
 
     def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
         """Return a photo's correction as curves `(2, C, h, w)` in its own colours, as `models.curves.fit` has them."""

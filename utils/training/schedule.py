@@ -45,9 +45,9 @@ def draw_working_size(config: Config, epoch: int, step: int) -> int:
 
 
 def draw_brightness(config: Config, epoch: int, indices: Sequence[int]) -> Tensor:
-    """Return how much brighter the network is shown views, `(B,)`: functions of seed, epoch and photo alone."""
-    draws = (random.Random(f"{config.seed} {epoch} {index}").uniform(0, 2 * config.shown_brighter) for index in indices)
-    return torch.tensor([*draws])
+    """Return how much brighter the network is shown views, `(B,)`: functions of seed, epoch and view alone."""
+    draws = (random.Random(f"brightness {config.seed} {epoch} {index}").uniform(0, 1) for index in indices)
+    return 2 * config.shown_brighter * torch.tensor([*draws])
 
 
 def set_learning_rates(state: TrainingState, plan: list[Epoch], steps_done: int) -> None:

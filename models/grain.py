@@ -1,0 +1,41 @@
+"""Grain: what lifting the shadows of a photo brings up with them.
+
+Curves that brighten by stops multiply the noise of a file, and the steps of its 8 bits, as they multiply its detail.
+Before they do, what differs from its neighbours by no more than noise does is drawn to them; what differs by more, an
+edge or a texture, is left alone. So is everything that is not brightened by more than a stop.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+LIFT = 1.0
+"""Stops by which curves brighten before grain is reduced; a stop more, and all of it is."""
+NOISE = 1.5 / 255
+"""Largest difference from the neighbourhood that is taken for grain: by twice as much, nothing is."""
+
+
+def lifts(maps: Tensor) -> Tensor:
+    """Return by how much grain is to be reduced, `(B, 1, h, w)` from 0 to 1, under curves `(B, 2, C, h, w)`."""
+    at_black, at_white = maps.mean(dim=2).unbind(dim=1)
+    stops = (at_black - at_white) / (2 * math.log(2))  # of the odds
+    return (stops - LIFT).clamp(0, 1)[:, None]
+
+
+def reduce(photo: Tensor, maps: Tensor) -> Tensor:
+    """Return a photo `(B, C, H, W)` in [0, 1] with less of the grain that curves `(B, 2, C, h, w)` lift, in float32.
+
+    Each channel's difference from its mean over 3 × 3 pixels, weighted (1, 2, 1) both ways, is removed: all of it up to
+    `NOISE`, none from twice that on, and as much of this as `lifts` says.
+    """
+    x = photo.float()
+    lift = lifts(maps.float())
+    if lift.shape[-2:] != x.shape[-2:]:
+        lift = F.interpolate(lift, x.shape[-2:], mode="bilinear")
+    wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    across = wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]
+    mean = (across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]) / 16
+    difference = x - mean
+    grain = difference.clamp(-NOISE, NOISE)
+    return x - lift * (grain - (difference - grain).clamp(-NOISE, NOISE))
