@@ -1,5 +1,7 @@
 """Compare ways to carry a correction from the network's small picture to the photo.
 
+What the constants of our own way are worth is asked by benchmarks/choices.py.
+
 On pairs, as `python evaluate.py sets` takes them, at a longest side of 512 px or in their own size; or on large
 photos that are mis-exposed here, by -2 and +1.5 EV in linear light, and are their own targets.
 
@@ -10,11 +12,9 @@ examples:
 """
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -46,18 +46,6 @@ def ours(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
     result = pixels.copy()
     apply_curves(result, curves.fit(small, corrected)[0])
     return result
-
-
-def rational(**settings: float) -> Transfer:
-    """Return `ours` with other constants of models/curves.py: WINDOW, BRIGHTEST and so on."""
-
-    def transfer(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
-        with contextlib.ExitStack() as stack:
-            for name, value in settings.items():
-                stack.enter_context(mock.patch.object(curves, name, value))
-            return ours(pixels, small, corrected)
-
-    return transfer
 
 
 def logistic(floor: float, ridge: float = 0.1) -> Transfer:
@@ -194,11 +182,6 @@ def main() -> None:
         transfers[f"logistic curves, floor {floor:g}/255"] = logistic(floor / 255)
     if not arguments.short:
         transfers["guided filter, radius 1/32, eps 1e-05"] = affine(1 / 32, 1e-5, pull_to_gain=False)
-        bounds = {"BRIGHTEST": (8, 32), "DARKEST": (3, 16)}
-        others = {"WINDOW": (8, 3), **bounds, "RIDGE": (1e-5, 1e-3), "IN_COMMON": (0, 1)}
-        for name, values in others.items():
-            for value in values:
-                transfers[f"ours, {name} {value:.2g}"] = rational(**{name: value})
     cases = [
         (f"{size} px", name, method(generator, arithmetic, size, transfer))
         for size in arguments.size
