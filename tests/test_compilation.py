@@ -9,7 +9,9 @@ from test_train import run
 from utils.training.checkpoint import load_checkpoint
 
 SMALL = (
-    "layer_count_of_every_unet=[1,1]",
+    "laplacian_level_count=1",
+    "layer_count_of_every_unet=[1]",
+    "first_layer_out_channels_of_every_unet=[4]",
     "epochs=1",
     "begin_use_adv_loss_epoch=9",
     "working_size=32",

