@@ -1,3 +1,4 @@
+import functools
 import json
 from types import SimpleNamespace
 
@@ -61,9 +62,13 @@ def weights_of(path, model="msec"):
     return path
 
 
+@functools.lru_cache(maxsize=2)
+def session(path):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
 def run(path, **inputs):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {name: np.asarray(value, np.float32) for name, value in inputs.items()})[0]
+    return session(path).run(None, {name: np.asarray(value, np.float32) for name, value in inputs.items()})[0]
 
 
 def photo_of(height, width, count=1):
@@ -72,6 +77,7 @@ def photo_of(height, width, count=1):
 
 
 @pytest.mark.parametrize("model", NETWORKS)
+@pytest.mark.usefixtures("thin_prenet")
 def test_photos_of_every_size_as_the_predictor_makes_them(model, tmp_path, capsys):
     weights, path = weights_of(tmp_path / "w.safetensors", model), tmp_path / "new" / "photo.onnx"
     assert export.main([str(weights), "-o", str(path), "--half"]) == 0
