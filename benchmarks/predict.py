@@ -124,10 +124,14 @@ def parts(bench: Bench) -> None:
             "shrink": lambda pixels=pixels: reduced(pixels, predictor.size),  # type: ignore[misc]
             "network and curves": lambda small=small: predictor.fit(small),  # type: ignore[misc]
             "of this, curves": lambda seen=seen: curves.fit(seen, seen),  # type: ignore[misc]
-            "apply": lambda pixels=pixels, maps=maps: apply_curves(pixels, maps),  # type: ignore[misc]
-            f"apply {' '.join(SETTINGS)}": lambda pixels=pixels, maps=other: apply_curves(pixels, maps),  # type: ignore[misc]
-            "apply to 16 bits": lambda pixels=deep, maps=maps: apply_curves(pixels, maps),  # type: ignore[misc]
-            "apply to an image of Pillow's": lambda pixels=image, maps=maps: apply_curves(pixels, maps),  # type: ignore[misc]
+            "apply": lambda pixels=pixels, maps=maps: apply_curves(pixels, maps, less_grain=True),  # type: ignore[misc]
+            f"apply {' '.join(SETTINGS)}": lambda pixels=pixels, maps=other: apply_curves(
+                pixels, maps, less_grain=True
+            ),  # type: ignore[misc]
+            "apply to 16 bits": lambda pixels=deep, maps=maps: apply_curves(pixels, maps, less_grain=True),  # type: ignore[misc]
+            "apply to an image of Pillow's": lambda pixels=image, maps=maps: apply_curves(
+                pixels, maps, less_grain=True
+            ),  # type: ignore[misc]
             "encode and write": lambda photo=photo: save_photo(bench.folder / "out.jpg", photo),  # type: ignore[misc]
         }
         if own:

@@ -42,7 +42,7 @@ def resize(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
 
 
 def ours(pixels: Pixels, small: Tensor, corrected: Tensor) -> Pixels:
-    """Return the photo under the curves of models/curves.py."""
+    """Return the photo under the curves of models/curves.py, with its grain."""
     result = pixels.copy()
     apply_curves(result, curves.fit(small, corrected)[0])
     return result

@@ -1,7 +1,7 @@
 """Random and fixed views of a folder of normally exposed photos, each with the draw of its mis-exposure.
 
 Workers decode and crop; the mis-exposure itself is synthesised later, for the whole batch, on the model's device.
-Every draw is a function of (seed, epoch, photo) alone, so that it depends neither on the number of workers or
+Every draw is a function of (seed, epoch, view) alone, so that it depends neither on the number of workers or
 processes nor on where a run was stopped.
 """
 

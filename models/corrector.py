@@ -27,8 +27,9 @@ class Corrector(nn.Module):
         network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
-    Black stays black and white stays white. What a photo is to become does not depend on how it was exposed: a network
-    may be trained on small copies of drawn brightness, and is then shown brighter ones (`Network.shown_brighter`).
+    Black stays black and white stays white; shadows that are brightened lose some grain, though not in training. What a
+    photo is to become does not depend on how it was exposed: a network may be trained on small copies of drawn
+    brightness, and is then shown brighter ones (`Network.shown_brighter`).
     """
 
     def __init__(self, network: nn.Module, working_size: int) -> None:

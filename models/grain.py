@@ -7,6 +7,7 @@ edge or a texture, is left alone. So is everything that is not brightened by mor
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +15,9 @@ LIFT = 1.0
 """Stops by which curves brighten before grain is reduced; a stop more, and all of it is."""
 NOISE = 1.5 / 255
 """Largest difference from the neighbourhood that is taken for grain: by twice as much, nothing is."""
+
+BLACK = 0.3 / 255
+"""What is darker, and is so with its neighbours on average, is black: the end of a ramp is, not a speck in noise."""
 
 
 def lifts(maps: Tensor) -> Tensor:
@@ -27,7 +31,8 @@ def reduce(photo: Tensor, maps: Tensor) -> Tensor:
     """Return a photo `(B, C, H, W)` in [0, 1] with less of the grain that curves `(B, 2, C, h, w)` lift, in float32.
 
     Each channel's difference from its mean over 3 × 3 pixels, weighted (1, 2, 1) both ways, is removed: all of it up to
-    `NOISE`, none from twice that on, and as much of this as `lifts` says.
+    `NOISE`, none from twice that on, and as much of this as `lifts` says. White stays, and so does black, unless it is
+    a speck among what is brighter.
     """
     x = photo.float()
     lift = lifts(maps.float())
@@ -38,4 +43,5 @@ def reduce(photo: Tensor, maps: Tensor) -> Tensor:
     mean = (across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]) / 16
     difference = x - mean
     grain = difference.clamp(-NOISE, NOISE)
-    return x - lift * (grain - (difference - grain).clamp(-NOISE, NOISE))
+    less = x - lift * (grain - (difference - grain).clamp(-NOISE, NOISE))
+    return torch.where(torch.maximum(x, mean) >= BLACK, torch.where(x < 1, less, x), x)

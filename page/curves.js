@@ -2,7 +2,7 @@
 // predictor.py.
 
 const GREY = 0.18;
-export const SHARED_FALL = 0.3, LIFT = 1, NOISE = 1.5 / 255;  // as models/curves.py and models/grain.py
+export const SHARED_FALL = 0.3, LIFT = 1, NOISE = 1.5 / 255, BLACK = 0.3 / 255;  // as models/curves.py and models/grain.py
 
 // ln(x / (1 - x)) of a grey card in sRGB, exposed by so many stops; from two on, ln 2 for each.
 const logOddsOfGrey = stops => {
@@ -70,8 +70,8 @@ export const applyCurves = (pixels, width, height, maps, strength, exposure) => 
         if (lift > 0) {
           const sum = before[left + c] + after[left + c] + before[right + c] + after[right + c]
             + 2 * (before[j + c] + after[j + c] + own[left + c] + own[right + c]) + 4 * x[c];
-          const difference = Math.abs(x[c] - sum / 16);
-          if (difference < 2 * noise) x[c] -= lift * Math.sign(x[c] - sum / 16) * Math.min(difference, 2 * noise - difference);
+          const difference = Math.abs(x[c] - sum / 16), isBlack = Math.max(x[c], sum / 16) < 255 * BLACK;
+          if (difference < 2 * noise && x[c] < 255 && !isBlack) x[c] -= lift * Math.sign(x[c] - sum / 16) * Math.min(difference, 2 * noise - difference);
         }
         darkest = Math.min(darkest, x[c]);
       }

@@ -1,18 +1,18 @@
 // Shows a photo before and after its curves: in WebGL2, or in a worker's hands where there is none.
 
-import {NOISE, SHARED_FALL, slopes} from "./curves.js";
+import {BLACK, NOISE, SHARED_FALL, slopes} from "./curves.js";
 
 const VERTEX = `#version 300 es
 void main() { gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0, 1); }`;
 const FRAGMENT = `#version 300 es
 precision highp float;
-const float NOISE = ${NOISE.toFixed(9)}, SHARED_FALL = ${SHARED_FALL.toFixed(9)};
+const float NOISE = ${NOISE.toFixed(9)}, BLACK = ${BLACK.toFixed(9)}, SHARED_FALL = ${SHARED_FALL.toFixed(9)};
 uniform sampler2D photo, black, white;  // the photo; slopes of its curves at black, and how much less grain; at white
 uniform vec4 place;  // of the photo on the canvas: left, top, width, height
 uniform float height, split;  // of the canvas; where after begins
 out vec4 colour;
-vec3 near(vec2 uv, int right, int down) {
-  return texture(photo, uv + vec2(right, down) / vec2(textureSize(photo, 0)), -0.5).rgb;
+vec3 near(vec4 scale, vec2 uv, int right, int down) {
+  return textureGrad(photo, uv + vec2(right, down) / vec2(textureSize(photo, 0)), scale.xy, scale.zw).rgb;
 }
 vec3 ratio(vec3 t, vec3 s, vec3 w) {
   return (1.0 + (s - 1.0) * (1.0 - t)) / (1.0 + (s + w - 2.0) * t * (1.0 - t));
@@ -20,17 +20,20 @@ vec3 ratio(vec3 t, vec3 s, vec3 w) {
 void main() {
   vec2 position = vec2(gl_FragCoord.x, height - gl_FragCoord.y);
   vec2 uv = (position - place.xy) / place.zw;
-  vec4 x = texture(photo, uv, -0.5);  // sharp rather than smooth where the photo is reduced
+  vec4 scale = 0.70710678 * vec4(dFdx(uv), dFdy(uv));  // sharp rather than smooth where the photo is reduced
+  vec4 x = textureGrad(photo, uv, scale.xy, scale.zw);
   if (any(lessThan(uv, vec2(0))) || any(greaterThan(uv, vec2(1)))) { colour = vec4(0); return; }
   vec3 y = x.rgb;
   if (position.x >= split) {
     vec4 s = texture(black, uv);
     vec3 w = texture(white, uv).rgb;
     if (s.a > 0.0) {
-      vec3 sum = near(uv, -1, -1) + near(uv, 1, -1) + near(uv, -1, 1) + near(uv, 1, 1)
-        + 2.0 * (near(uv, 0, -1) + near(uv, -1, 0) + near(uv, 1, 0) + near(uv, 0, 1)) + 4.0 * y;
-      vec3 difference = y - sum / 16.0, grain = clamp(difference, -NOISE, NOISE);
-      y -= s.a * (grain - clamp(difference - grain, -NOISE, NOISE));
+      vec3 mean = 4.0 * y + near(scale, uv, -1, -1) + near(scale, uv, 1, -1) + near(scale, uv, -1, 1) + near(scale, uv, 1, 1);
+      mean += 2.0 * (near(scale, uv, 0, -1) + near(scale, uv, -1, 0) + near(scale, uv, 1, 0) + near(scale, uv, 0, 1));
+      mean /= 16.0;
+      vec3 difference = y - mean, grain = clamp(difference, -NOISE, NOISE);
+      vec3 moves = step(BLACK, max(y, mean)) * (1.0 - step(1.0, y));
+      y -= moves * s.a * (grain - clamp(difference - grain, -NOISE, NOISE));
     }
     vec3 t = mix(y, vec3(min(y.r, min(y.g, y.b))), SHARED_FALL);
     y *= min(ratio(y, s.rgb, w), ratio(t, s.rgb, w));

@@ -145,6 +145,11 @@ def test_black_and_white_have_no_grain():
     photo[..., 5, 5] = 1 / 255
     less = grain.reduce(photo, of_slopes(16.0, 1 / 16))
     assert less[..., :4].max() == 0 and less[..., 10:].min() == 1
+    ramp = torch.arange(256.0).expand(1, 3, 20, -1) / 255
+    assert torch.equal(grain.reduce(ramp, of_slopes(16.0, 1 / 16))[..., [0, -1]], ramp[..., [0, -1]])
+    noise = torch.rand(1, 3, 50, 50) * 4 / 255
+    noise[..., 25, 25] = 0
+    assert grain.reduce(noise, of_slopes(16.0, 1 / 16))[..., 25, 25].min() > 0.5 / 255  # a speck
 
 
 def test_gradients_reach_the_correction_everywhere():
@@ -206,6 +211,8 @@ def test_files_lose_the_grain_that_tensors_lose(dtype, size, channels):
     rng = np.random.default_rng(0)
     white = np.iinfo(dtype).max
     pixels = (white // 255 * rng.integers(20, 26, (*size, channels))).astype(dtype)
+    pixels[: size[0] // 2] = white // 255 * rng.integers(0, 3, (size[0] // 2, *pixels.shape[1:]))
+    pixels[-1, -1] = white
     maps = torch.stack((torch.rand(channels, 7, 9) + 0.5, -torch.rand(channels, 7, 9) - 0.5))[None]  # 0.7 to 2.2 stops
     tensor = to_tensor(pixels)
     expected = curves.apply(grain.reduce(tensor, maps), maps)[0].permute(1, 2, 0).double().numpy() * white

@@ -337,7 +337,6 @@ def test_the_configuration_of_the_run_is_kept_in_the_weights(small_config_path, 
 
 
 @THIN
-@THIN
 def test_the_average_is_what_is_validated_and_exported(small_config_path, photos, capsys):
     overrides = ["ema_decay=0.8", "conv=daconv", "epochs=2", "begin_use_adv_loss_epoch=9", "init_lr=0.02"]
     assert run(small_config_path, *overrides) == 0

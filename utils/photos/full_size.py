@@ -71,11 +71,10 @@ class _Strips:
     def __init__(self, maps: Tensor, width: int, height: int, channels: int, white: int, less_grain: bool) -> None:
         at_black, at_white = maps.float().exp()  # (C, h, w)
         self.is_shallow = white == 255
-        self.scale = 1 if self.is_shallow else white
-        self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / self.scale
+        self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / (1 if self.is_shallow else white)
         self.height, self.width, self.channels = height, width, channels
         self.white = torch.tensor(float(white))
-        self.noise = grain.NOISE * white
+        self.white_value, self.noise, self.black = white, grain.NOISE * white, grain.BLACK * white
         self.knots = maps.shape[2]
         lifts = grain.lifts(maps[None].float())[0].expand(channels, -1, -1)
         # At each row of the maps, or the one below: whether grain is lifted there, and whether r rises anywhere. If it
@@ -116,7 +115,7 @@ class _Strips:
         near = range(self.knot[top], self.knot[top + count - 1] + 1)
         if any(self.lifts[row] for row in near):
             self.ends[0, 0].numpy()[:], self.ends[0, count + 1].numpy()[:] = before[0], after[0]
-            self._reduce_grain(count)
+            self._reduce_grain(count, rows)
         shared = self._shared(count) if any(self.falls[row] for row in near) else None
         product = self.product[:count]
         if self.is_shallow:
@@ -127,7 +126,7 @@ class _Strips:
         own = torch.addcdiv(_HALF, maps[0], maps[1], out=maps[0])  # the half rounds what is cut here:
         np.copyto(rows, (own if shared is None else torch.minimum(own, shared, out=own)).numpy(), casting="unsafe")
 
-    def _reduce_grain(self, count: int) -> None:
+    def _reduce_grain(self, count: int, rows: Deep) -> None:
         """Replace X by what `models.grain.reduce` makes of it."""
         tall, step = self.ends[0, : count + 2], self.channels
         x, (down, mean) = tall[1:-1], self.spare[:, :count]
@@ -139,10 +138,14 @@ class _Strips:
         else:
             torch.mul(down, 2, out=mean)
         mean.add_(down, alpha=2)
+        stays = rows < self.black
+        stays &= mean.numpy() < 16 * self.black
+        stays |= rows == self.white_value
         difference = torch.add(x, mean, alpha=-1 / 16, out=mean)
         near = torch.clamp(difference, -self.noise, self.noise, out=down)
         near.sub_(difference.sub_(near).clamp_(-self.noise, self.noise))
         x.addcmul_(near, self.curves[2, :count], value=-1)
+        np.copyto(x.numpy(), rows, where=stays)
 
     def _shared(self, count: int) -> Tensor:
         """Return white x r(t) + 1/2, for the darkest channel of each pixel and those that fall with it."""
