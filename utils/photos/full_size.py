@@ -28,7 +28,7 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor, *, less_grain: bool = 
     """Replace a photo by itself under local curves, whose slopes are interpolated bilinearly to its size.
 
     The result is within half a step, and float32's rounding, of the equations. Beside the photo, memory is bounded by
-    some fifteen floats for each value of a strip or row.
+    some seventeen floats for each value of a strip or row.
 
     Args:
         photo: an image in mode "L" or "RGB", or an `(H, W, C)` array of uint8 or uint16, of any size.
