@@ -25,7 +25,6 @@ CANDIDATES: dict[str, list[str]] = {
     "targets_of_any_brightness": ["normalise_targets=0"],
     "no_loss_behind_the_curves": ["corrected_weight=0", "reconstruction_weight=1", "pyramid_weight=1"],
     "loss_behind_the_curves_alone": ["reconstruction_weight=0", "pyramid_weight=0"],
-    "no_matched_share": ["matched_share=0"],
     "no_ssim": ["ssim_weight=0"],
     "one_working_size": ["working_size_spread=0"],
     "working_size_96": ["working_size=96"],

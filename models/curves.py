@@ -57,7 +57,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     radius = torch.sym_max(rounded(longest, WINDOW), 1)
     both = x * y
     gain = _gain(*box_mean(torch.cat((y - both, x - both), dim=1), radius).chunk(2, dim=1))
-    t = x + (4 / gain - 4 * gain).clamp(0, 1) * (_towards_darkest(x) - x)
+    t = x + (1 / gain - gain).clamp(0, 1) * (_towards_darkest(x) - x)
     product, both = t * (1 - t), t * y
     below, above = y - both, x - both  # the odds of the correction over the photo's are their ratio
     at_white = product * y  # what the slopes multiply

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .curves import multiply_odds
 from .pyramid import gaussian_expand, gaussian_pyramid
 
 
@@ -40,25 +39,6 @@ def pyramid_loss(outputs: Sequence[Tensor], target: Tensor, weight: Tensor | Non
         reduced = None if weight is None else F.interpolate(weight, size, mode="area")
         loss = loss + 0.5 ** (index - 1) * reconstruction_loss(output, expected, reduced)
     return loss
-
-
-def at_mean_of(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return photos `(B, 3, H, W)` in [0, 1] made as bright as their targets: all but brightness is left to compare.
-
-    The odds x / (1 - x) of each are multiplied by the gain, of at most 3.6 stops, that gives it its target's mean, of
-    the pixels that `weight`, `(B, 1, H, W)`, counts. The gain, of four of Newton's steps, has no gradient.
-    """
-    with torch.no_grad():
-        counts = torch.ones_like(output) if weight is None else weight.expand_as(output)
-        counts = counts / counts.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1)
-        wanted = (counts * target).sum(dim=(1, 2, 3), keepdim=True)
-        gain = torch.zeros_like(wanted)  # its logarithm
-        for _ in range(4):
-            now = multiply_odds(output, gain.exp())
-            mean = (counts * now).sum(dim=(1, 2, 3), keepdim=True)
-            slope = (counts * now * (1 - now)).sum(dim=(1, 2, 3), keepdim=True)
-            gain = (gain + (wanted - mean) / (slope + 1e-3)).clamp(-2.5, 2.5)
-    return multiply_odds(output, gain.exp())
 
 
 def pixel_weights(inputs: Tensor, targets: Tensor, clipped_weight: float) -> Tensor:

@@ -14,8 +14,7 @@ import train
 from data import PhotoDataset
 from data.sources import camera_range
 from models import NETWORKS, Generator, build_generator
-from models.curves import multiply_odds
-from models.losses import adversarial_loss, at_mean_of
+from models.losses import adversarial_loss
 from utils.config import Config, load_config
 from utils.training.checkpoint import load_checkpoint
 from utils.training.objective import resize, weighted_losses
@@ -203,25 +202,6 @@ def test_losses_have_their_weights(small_config_path):
     assert 0 < changed["ssim"] <= 1
     assert changed["corrected"] == pytest.approx(2 * plain["corrected"]) and plain["corrected"] > 0
     assert changed["loss"] == pytest.approx(changed["reconstruction"] + changed["ssim"] + changed["corrected"])
-
-
-def test_brightness_can_be_left_out_of_the_loss(small_config_path):
-    target = torch.rand(2, 3, 40, 30)
-    gains = torch.tensor([0.3, 4.0])[:, None, None, None]
-    output = multiply_odds(target, gains).requires_grad_()
-    matched = at_mean_of(output, target)
-    assert (matched - target).abs().max() < 0.01 and (output - target).abs().mean() > 0.2
-    spoilt, weight = output.detach().clone(), torch.ones(2, 1, 40, 30)
-    spoilt[..., :10], weight[..., :10] = 0.5, 0
-    assert (at_mean_of(spoilt, target, weight) - target)[..., 10:].abs().max() < 0.01
-    assert not at_mean_of(spoilt, target, weight).requires_grad and matched.requires_grad
-    for flat in (torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)):  # no gain gives them the mean
-        assert torch.allclose(at_mean_of(flat, target[:1, :, :8, :8]), flat)
-    plain, half, whole = (
-        gradients(small_config_path, f"matched_share={share}", adversarial=False)[1]["corrected"]
-        for share in (0, 0.5, 1)
-    )
-    assert whole < plain and half == pytest.approx((plain + whole) / 2, rel=1e-4)
 
 
 def test_a_network_without_targets_is_not_trained_on_them(small_config_path):

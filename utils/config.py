@@ -229,10 +229,6 @@ class Config:
     corrected_weight: float = _between(0, 1000, default=1.0)
     """Weight of the mean absolute difference between the corrected photo, behind its curves, and the target."""
 
-    matched_share: float = _between(0, 1, default=0.0)
-    """Share of that difference which is taken after the photo was made as bright as its target: brightness is a guess,
-    and is not to spoil what is asked of contrast and colour."""
-
     ema_decay: float = _between(0, 0.99999, default=0.0)
     """Decay per step of the moving average of the weights, which is what is validated and exported; 0: none."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models import Correction
 from models.corrector import shrink
-from models.losses import at_mean_of, pixel_weights, reconstruction_loss
+from models.losses import pixel_weights, reconstruction_loss
 
 from ..config import ConfigError
 from ..evaluation.metrics import ssim
@@ -37,11 +37,7 @@ def weighted_losses(state: TrainingState, inputs: Tensor, done: Correction, targ
     terms = network.losses(done.small, done.outputs, shrink(targets, longest), small_weight)
     terms = {name: weights.get(name, 1.0) * term for name, term in terms.items() if weights.get(name, 1.0)}
     if config.corrected_weight and network.needs_targets:
-        loss = reconstruction_loss(done.photo, targets, weight)
-        if config.matched_share:
-            matched = reconstruction_loss(at_mean_of(done.photo, targets, weight), targets, weight)
-            loss = loss + config.matched_share * (matched - loss)
-        terms["corrected"] = config.corrected_weight * loss
+        terms["corrected"] = config.corrected_weight * reconstruction_loss(done.photo, targets, weight)
     if config.ssim_weight:
         terms["ssim"] = config.ssim_weight * (1 - ssim(done.photo, targets).mean())
     if not any(term.requires_grad for term in terms.values()):
