@@ -185,8 +185,10 @@ def test_a_stop_is_a_stop_on_a_grey_card():
         assert (light / 0.18).log2().mean().item() == pytest.approx(stops, abs=0.01)
 
 
-def test_strips_leave_no_seam(monkeypatch):
-    pixels, maps = np.array(picture(101, 97)), torch.randn(1, 2, 3, 7, 9)
+@pytest.mark.parametrize("spread", [1.0, 0.2])
+def test_strips_leave_no_seam(monkeypatch, spread):
+    pixels, maps = np.array(picture(101, 97)), spread * torch.randn(1, 2, 3, 7, 9)
+    maps[..., 4:] += torch.tensor([1.5, -1.5])[:, None, None, None]  # brighter there, and not much darker
     whole = applied(pixels, maps, less_grain=True)
     for values in (1, 1000, 5000, 10**9):
         monkeypatch.setattr(full_size, "STRIP", values)
@@ -202,7 +204,9 @@ def test_files_get_what_tensors_get(dtype, size):
     pixels[0, 0] = white
     maps = torch.randn(1, 2, 3, 7, 9).clamp(-2.77, 2.77)
     expected = curves.apply(to_tensor(pixels), maps)[0].permute(1, 2, 0).double().numpy() * white
-    assert np.abs(applied(pixels, maps) - expected).max() <= 0.52
+    assert np.abs(applied(pixels, maps) - expected).max() <= (
+        0.51 if dtype == np.uint8 else 0.53
+    )  # of 65535 in float32
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -4,6 +4,7 @@ What `models.grain.reduce` and `models.curves.apply` do to tensors, for images a
 that stay in the processor's cache.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -74,14 +75,13 @@ class _Strips:
         self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / (1 if self.is_shallow else white)
         self.height, self.width, self.channels = height, width, channels
         self.white = torch.tensor(float(white))
-        self.white_value, self.noise, self.black = white, grain.NOISE * white, grain.BLACK * white
+        self.largest, self.noise, self.black = white, grain.NOISE * white, grain.BLACK * white
         self.knots = maps.shape[2]
         lifts = grain.lifts(maps[None].float())[0].expand(channels, -1, -1)
-        # At each row of the maps, or the one below: whether grain is lifted there, and whether r rises anywhere. If it
-        # rises nowhere for two pairs of slopes, it does not for pairs between them.
-        self.lifts = _near((lifts > 0) & less_grain)
-        rises = (at_white > 1) | (at_black * (at_black + at_white - 1) < 1)
-        self.falls = _near(rises & (channels > 1))
+        # For each row of the maps with the one below: between which columns of the photo grain is lifted, and r rises.
+        # If it rises nowhere for two pairs of slopes, it does not for pairs between them.
+        self.lifts = _spans((lifts > 0) & less_grain, width)
+        self.falls = _spans(((at_white > 1) | (at_black * (at_black + at_white - 1) < 1)) & (channels > 1), width)
         if any(self.lifts):
             self.maps = torch.cat((self.maps, lifts[None]))
         position = ((torch.arange(height) + 0.5) * (self.knots / height) - 0.5).clamp(0, self.knots - 1)
@@ -113,21 +113,30 @@ class _Strips:
         upper, lower = self._around(top, top + count)
         maps = torch.lerp(upper, lower, self.share[top : top + count], out=self.curves[:, :count])
         near = range(self.knot[top], self.knot[top + count - 1] + 1)
+        stay = None
         if any(self.lifts[row] for row in near):
             self.ends[0, 0].numpy()[:], self.ends[0, count + 1].numpy()[:] = before[0], after[0]
-            self._reduce_grain(count, rows)
-        shared = self._shared(count) if any(self.falls[row] for row in near) else None
+            stay = self._reduce_grain(count, rows)
+        part = slice(0)  # the values of a row that may fall with others
+        if spans := [span for row in near if (span := self.falls[row])]:
+            part = slice(*(self.channels * end for end in (min(spans)[0], max(right for _, right in spans))))
+        shared = self._shared(count, part) if spans else None
         product = self.product[:count]
         if self.is_shallow:
             torch.addcmul(x, x, x, value=-1 / 255, out=product)
         else:
             torch.sub(self.white, x, out=product).mul_(x)
         torch.addcmul(self.ends[:, 1 : count + 1], maps[:2], product, out=maps[:2])
-        own = torch.addcdiv(_HALF, maps[0], maps[1], out=maps[0])  # the half rounds what is cut here:
-        np.copyto(rows, (own if shared is None else torch.minimum(own, shared, out=own)).numpy(), casting="unsafe")
+        result = torch.addcdiv(_HALF, maps[0], maps[1], out=maps[0])  # the half rounds what is cut here:
+        if shared is not None:
+            torch.minimum(result[:, part], shared, out=result[:, part])
+        np.copyto(rows, result.numpy(), casting="unsafe")
+        if stay is not None:  # among bytes, which is quicker than among floats
+            rows *= ~stay[0]
+            rows |= np.negative(stay[1].view(np.uint8))
 
-    def _reduce_grain(self, count: int, rows: Deep) -> None:
-        """Replace X by what `models.grain.reduce` makes of it."""
+    def _reduce_grain(self, count: int, rows: Deep) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
+        """Replace X by what `models.grain.reduce` makes of it; return which bytes are black, and white, and stay so."""
         tall, step = self.ends[0, : count + 2], self.channels
         x, (down, mean) = tall[1:-1], self.spare[:, :count]
         torch.add(tall[:-2], tall[2:], out=down).add_(x, alpha=2)
@@ -138,28 +147,30 @@ class _Strips:
         else:
             torch.mul(down, 2, out=mean)
         mean.add_(down, alpha=2)
-        stays = rows < self.black
-        stays &= mean.numpy() < 16 * self.black
-        stays |= rows == self.white_value
+        black, white = rows < math.ceil(self.black), rows == self.largest
+        black &= mean.numpy() < np.float32(16 * self.black)
         difference = torch.add(x, mean, alpha=-1 / 16, out=mean)
         near = torch.clamp(difference, -self.noise, self.noise, out=down)
         near.sub_(difference.sub_(near).clamp_(-self.noise, self.noise))
         x.addcmul_(near, self.curves[2, :count], value=-1)
-        np.copyto(x.numpy(), rows, where=stays)
+        if self.is_shallow:
+            return black, white
+        np.copyto(x.numpy(), rows, where=black | white)
+        return None
 
-    def _shared(self, count: int) -> Tensor:
-        """Return white x r(t) + 1/2, for the darkest channel of each pixel and those that fall with it."""
-        x, maps = self.ends[0, 1 : count + 1], self.curves[:, :count]
-        (t, u), darkest = self.spare[:, :count], self.darkest[:count]
-        pixels, shared = (tensor.numpy().reshape(count, self.width, -1) for tensor in (x, t))  # quicker here than torch
-        np.minimum(pixels[..., 0], pixels[..., 1], out=darkest)
+    def _shared(self, count: int, part: slice) -> Tensor:
+        """Return white x r(t) + 1/2 in part of the rows."""
+        x, maps, one = self.ends[0, 1 : count + 1, part], self.curves[:, :count, part], self.ends[1, :count, part]
+        (t, u), pixels = self.spare[:, :count, part], x.numpy().reshape(count, -1, self.channels)
+        darkest = self.darkest[:count, : pixels.shape[1]]
+        np.minimum(pixels[..., 0], pixels[..., 1], out=darkest)  # quicker here than torch
         np.minimum(darkest, pixels[..., 2], out=darkest)
         for channel in range(self.channels):
-            shared[..., channel] = darkest
+            t.numpy()[:, channel :: self.channels] = darkest
         torch.lerp(x, t, curves.SHARED_FALL, out=t)
         scale = 1 / 255 if self.is_shallow else 1.0
         torch.sub(float(self.white) * scale, t, alpha=scale, out=u)
-        denominator = torch.addcmul(self.ends[1, :count], maps[1], t.mul_(u), out=t)
+        denominator = torch.addcmul(one, maps[1], t.mul_(u), out=t)
         numerator = torch.addcmul(x, maps[0], u.mul_(x), out=u)
         return torch.addcdiv(_HALF, numerator, denominator, out=u)
 
@@ -186,7 +197,18 @@ class _Strips:
         self.wide, self.wide_from = wide.reshape(len(self.maps), last - first, -1), first
 
 
-def _near(holds: Tensor) -> list[bool]:
-    """Return, for each row of maps `(C, h, w)`, whether something holds in it or in the next."""
-    rows = holds.any(dim=2).any(dim=0)
-    return (rows | torch.cat((rows[1:], rows[-1:]))).tolist()
+def _spans(holds: Tensor, width: int) -> list[tuple[int, int] | None]:
+    """Return, for each row of maps `(C, h, w)`, the columns of a photo where something holds in it or the next.
+
+    None: nowhere. A knot of the maps reaches as far as the next one.
+    """
+    columns = holds.any(dim=0)
+    columns = columns | torch.cat((columns[1:], columns[-1:]))
+    pitch = width / holds.shape[2]
+    spans: list[tuple[int, int] | None] = []
+    for row in columns:
+        knots = row.nonzero().flatten().tolist()
+        left = math.floor((knots[0] - 0.5) * pitch - 0.5) if knots else 0
+        right = math.ceil((knots[-1] + 1.5) * pitch + 0.5) if knots else 0
+        spans.append((max(left, 0), min(right, width)) if knots else None)
+    return spans
