@@ -4,7 +4,7 @@ Every candidate is a run of `python train.py` from nothing; what evaluate.py mak
 differences to the first and their intervals. Runs that are finished are not repeated, stopped ones go on.
 
 examples:
-  python benchmarks/ablation.py --epochs 2 --seeds 3 --pairs PAIRS --good GOOD
+  python benchmarks/ablation.py --seeds 3 --pairs PAIRS --good GOOD
   python benchmarks/ablation.py --epochs 2 --candidate conf.json --candidate daconv --pairs PAIRS
 """
 
@@ -26,8 +26,12 @@ CANDIDATES: dict[str, list[str]] = {
     "no_loss_behind_the_curves": ["corrected_weight=0", "reconstruction_weight=1", "pyramid_weight=1"],
     "loss_behind_the_curves_alone": ["reconstruction_weight=0", "pyramid_weight=0"],
     "no_ssim": ["ssim_weight=0"],
+    "more_ssim": ["ssim_weight=0.6"],
     "one_working_size": ["working_size_spread=0"],
-    "working_size_96": ["working_size=96"],
+    "many_working_sizes": ["working_size_spread=1"],
+    "working_size_48": ["working_size=48"],
+    "working_size_64": ["working_size=64"],
+    "longer": ["epochs=13", "begin_use_adv_loss_epoch=14"],
     "views_of_96": ["image_size=[96,96]"],
     "shown_as_it_is": ["shown_brighter=0"],
     "discriminator": ["begin_use_adv_loss_epoch=1", "discriminator_init_lr=1e-4"],
@@ -40,7 +44,7 @@ def main() -> None:
     """Train what is not trained yet, and let evaluate.py compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidate", action="append", choices=CANDIDATES, help="repeatable (default: all)")
-    parser.add_argument("--epochs", type=int, default=2, help="of each run")
+    parser.add_argument("--epochs", type=int, help="of each run (default: conf.json's)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each candidate")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key for all")
     parser.add_argument("--pairs", type=Path, help="folder of sets of real pairs, SET/input and SET/gt")
@@ -52,8 +56,9 @@ def main() -> None:
         weights: list[str] = []
         for name in names:
             folder = arguments.output / f"{name}_{seed}"
-            fixed = [f"epochs={arguments.epochs}", f"begin_use_adv_loss_epoch={arguments.epochs + 1}", f"seed={seed}"]
-            command = [*fixed, *arguments.set, *CANDIDATES[name], f"model_save_dir={folder}"]
+            command = [f"seed={seed}", *arguments.set, *CANDIDATES[name], f"model_save_dir={folder}"]
+            if arguments.epochs:
+                command = [f"epochs={arguments.epochs}", f"begin_use_adv_loss_epoch={arguments.epochs + 1}", *command]
             run("train.py", *(word for override in command for word in ("--set", override)))
             weights += ["-w", str(folder / "best.safetensors")]
         for dataset, root in (("sets", arguments.pairs), ("looks", arguments.good)):

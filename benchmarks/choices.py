@@ -30,7 +30,7 @@ from utils.weights import load_weights
 
 CHOICES = {
     "shown_brighter": (0.0, 0.75, 2.25, 3.0),
-    "working_size": (48, 56, 72, 85, 96, 112, 128),
+    "working_size": (40, 48, 64, 72, 80),
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
     "NOISE": (0.0, 1 / 255, 3 / 255),
     "IN_COMMON": (0.0, 1.0),
