@@ -19,12 +19,12 @@ GREY_STOP = 2.02463
 """By what a stop multiplies the odds of a grey card."""
 
 
-def predictor(function=None, precision="float32", size=64):
+def predictor(function=None, size=64):
     """The identity, or a network that computes `function`."""
     network = build_generator(SimpleNamespace(**ARCHITECTURE))
     if function is not None:
         network.forward = lambda photo: [function(photo)]  # type: ignore[method-assign]
-    return Predictor(network, size, Arithmetic(precision, device="cpu"))
+    return Predictor(network, size, Arithmetic("float32", "cpu"))
 
 
 def more(odds):
@@ -140,18 +140,6 @@ def test_batches_of_tensors():
             predictor().correct(wrong)
 
 
-def test_a_network_that_overflows_in_half_precision_is_run_again_in_float32():
-    calls = []
-
-    def forward(x):
-        calls.append(torch.is_autocast_enabled("cpu"))
-        return x * float("inf") if calls[-1] else more(1.5)(x)
-
-    photo = np.array(picture(100, 80)) // 2
-    result = predictor(forward, precision="bfloat16").predict(photo)
-    assert calls == [True, False] and np.abs(result - more(1.5)(photo / 255) * 255).max() <= 1
-
-
 def test_a_network_whose_output_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         predictor(lambda x: x * float("nan")).predict(np.array(picture(50, 40)))
@@ -250,7 +238,7 @@ def test_without_memory_on_the_gpu_from_the_start_the_cpu_is_taken(monkeypatch):
         return network
 
     monkeypatch.setattr(Arithmetic, "place", place)
-    arithmetic = Arithmetic(device="cpu")
+    arithmetic = Arithmetic("float32", "cpu")
     arithmetic.device = SimpleNamespace(type="cuda")
     with pytest.warns(UserWarning, match="going on with the CPU"):
         assert Predictor(torch.nn.Identity(), 64, arithmetic).arithmetic.device.type == "cpu"
