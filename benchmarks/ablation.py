@@ -28,6 +28,7 @@ CANDIDATES: dict[str, list[str]] = {
     "no_ssim": ["ssim_weight=0"],
     "more_ssim": ["ssim_weight=0.6"],
     "one_working_size": ["working_size_spread=0"],
+    "fewer_working_sizes": ["working_size_spread=0.25"],
     "many_working_sizes": ["working_size_spread=1"],
     "working_size_48": ["working_size=48"],
     "working_size_64": ["working_size=64"],
@@ -61,10 +62,13 @@ def main() -> None:
                 command = [f"epochs={arguments.epochs}", f"begin_use_adv_loss_epoch={arguments.epochs + 1}", *command]
             run("train.py", *(word for override in command for word in ("--set", override)))
             weights += ["-w", str(folder / "best.safetensors")]
-        for dataset, root in (("sets", arguments.pairs), ("looks", arguments.good)):
+        for dataset, root, more in (
+            ("sets", arguments.pairs, ("--metric", "psnr_matched")),
+            ("looks", arguments.good, ()),
+        ):
             if root is not None:
                 print(f"\nseed {seed}, {dataset} {root}", flush=True)
-                run("evaluate.py", dataset, str(root), *weights, "--longest", "512")
+                run("evaluate.py", dataset, str(root), *weights, "--longest", "512", *more)
 
 
 def run(script: str, *words: str) -> None:

@@ -275,7 +275,7 @@ class Config:
     file."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the networks; "auto" takes bfloat16 where the hardware is fast with it."""
+    """Arithmetic of the networks in training; "auto" takes bfloat16 where the hardware is fast with it."""
 
     compile: bool = False
     """Compile the network for training with `torch.compile`, for each working size anew; without, where that fails."""
