@@ -1,4 +1,4 @@
-"""Compare recipes of training: conf.json's and single changes of it, with equal views, over several seeds.
+"""Compare recipes of training: conf.json's and single changes of it, with equal views but for `longer`, over seeds.
 
 Every candidate is a run of `python train.py` from nothing; what evaluate.py makes of all of them follows, with paired
 differences to the first and their intervals. Runs that are finished are not repeated, stopped ones go on.
@@ -32,7 +32,7 @@ CANDIDATES: dict[str, list[str]] = {
     "many_working_sizes": ["working_size_spread=1"],
     "working_size_48": ["working_size=48"],
     "working_size_64": ["working_size=64"],
-    "longer": ["epochs=13", "begin_use_adv_loss_epoch=14"],
+    "longer": ["epochs=13"],
     "views_of_96": ["image_size=[96,96]"],
     "shown_as_it_is": ["shown_brighter=0"],
     "discriminator": ["begin_use_adv_loss_epoch=1", "discriminator_init_lr=1e-4"],
@@ -45,7 +45,7 @@ def main() -> None:
     """Train what is not trained yet, and let evaluate.py compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidate", action="append", choices=CANDIDATES, help="repeatable (default: all)")
-    parser.add_argument("--epochs", type=int, help="of each run (default: conf.json's)")
+    parser.add_argument("--epochs", type=int, help="of each run, but `longer` (default: conf.json's)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each candidate")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key for all")
     parser.add_argument("--pairs", type=Path, help="folder of sets of real pairs, SET/input and SET/gt")
@@ -57,9 +57,8 @@ def main() -> None:
         weights: list[str] = []
         for name in names:
             folder = arguments.output / f"{name}_{seed}"
-            command = [f"seed={seed}", *arguments.set, *CANDIDATES[name], f"model_save_dir={folder}"]
-            if arguments.epochs:
-                command = [f"epochs={arguments.epochs}", f"begin_use_adv_loss_epoch={arguments.epochs + 1}", *command]
+            epochs = [f"epochs={arguments.epochs}"] if arguments.epochs else []
+            command = [*epochs, f"seed={seed}", *arguments.set, *CANDIDATES[name], f"model_save_dir={folder}"]
             run("train.py", *(word for override in command for word in ("--set", override)))
             weights += ["-w", str(folder / "best.safetensors")]
         for dataset, root, more in (

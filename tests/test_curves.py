@@ -202,11 +202,10 @@ def test_files_get_what_tensors_get(dtype, size):
     white = np.iinfo(dtype).max
     pixels = rng.integers(0, white + 1, (*size, 3)).astype(dtype)
     pixels[0, 0] = white
-    maps = torch.randn(1, 2, 3, 7, 9).clamp(-2.77, 2.77)
+    maps = torch.randn(1, 2, 3, 7, 9, generator=torch.Generator().manual_seed(0)).clamp(-2.77, 2.77)
     expected = curves.apply(to_tensor(pixels), maps)[0].permute(1, 2, 0).double().numpy() * white
-    assert np.abs(applied(pixels, maps) - expected).max() <= (
-        0.51 if dtype == np.uint8 else 0.53
-    )  # of 65535 in float32
+    bound = 0.51 if dtype == np.uint8 else 0.52  # half a step, and float32's rounding of 65535
+    assert np.abs(applied(pixels, maps) - expected).max() <= bound
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -267,7 +267,7 @@ class Config:
 
     working_size_spread: float = _between(0, 3, default=0.0)
     """s: in training the small copy's longest side is drawn for every step from working_size / (1 + s) to working_size
-    (1 + s), so that the network works at all of them; 0: always working_size."""
+    (1 + s), a multiple of 4, so that the network works at all of them; 0: always working_size."""
 
     shown_brighter: float = _between(0, 4, default=0.0)
     """How much brighter than the photo a network that learns from targets is shown the small copy, in powers of two of
