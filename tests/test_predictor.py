@@ -140,6 +140,16 @@ def test_batches_of_tensors():
             predictor().correct(wrong)
 
 
+def test_networks_run_in_float32_unless_asked_otherwise_whatever_the_machine(monkeypatch):
+    monkeypatch.setattr("utils.device.is_fast_with_bfloat16", lambda device: True)
+    for arithmetic, expected in ((None, False), (Arithmetic("bfloat16", "cpu"), True)):
+        calls, network = [], build_generator(SimpleNamespace(**ARCHITECTURE))
+        network.forward = lambda x, calls=calls: [calls.append(torch.is_autocast_enabled("cpu")) or more(1.5)(x)]
+        photo = np.array(picture(100, 80)) // 2
+        result = Predictor(network, 64, arithmetic).predict(photo)
+        assert calls == [expected] and np.abs(result - more(1.5)(photo / 255) * 255).max() <= 1
+
+
 def test_a_network_whose_output_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not finite"):
         predictor(lambda x: x * float("nan")).predict(np.array(picture(50, 40)))
