@@ -33,6 +33,7 @@ CHOICES = {
     "working_size": (40, 48, 64, 72, 80),
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
     "NOISE": (0.0, 1 / 255, 3 / 255),
+    "COLOURED": (1e-6, 12 / 255, 48 / 255),
     "IN_COMMON": (0.0, 1.0),
     "WINDOW": (8, 3),
     "BRIGHTEST": (8.0, 32.0),
@@ -41,7 +42,7 @@ CHOICES = {
 }
 CONSTANTS = {
     **dict.fromkeys(("SHARED_FALL", "IN_COMMON", "WINDOW", "BRIGHTEST", "DARKEST", "RIDGE"), curves),
-    "NOISE": grain,
+    **dict.fromkeys(("NOISE", "COLOURED"), grain),
 }
 
 

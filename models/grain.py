@@ -2,7 +2,9 @@
 
 Curves that brighten by stops multiply the noise of a file, and the steps of its 8 bits, as they multiply its detail.
 Before they do, what differs from its neighbours by no more than noise does is drawn to them; what differs by more, an
-edge or a texture, is left alone. So is everything that is not brightened by more than a stop.
+edge or a texture, is left alone. Then the colour of what is nearly black is drawn to grey: there it is that of noise,
+of compression and of the camera's own black, and becomes purple or green fog. What is not brightened by more than a
+stop is left alone.
 """
 
 import math
@@ -15,9 +17,10 @@ LIFT = 1.0
 """Stops by which curves brighten before grain is reduced; a stop more, and all of it is."""
 NOISE = 1.5 / 255
 """Largest difference from the neighbourhood that is taken for grain: by twice as much, nothing is."""
-
 BLACK = 0.3 / 255
 """What is darker, and is so with its neighbours on average, is black: the end of a ramp is, not a speck in noise."""
+COLOURED = 24 / 255
+"""Brightness of a pixel's brightest channel from which on its colour is left alone."""
 
 
 def lifts(maps: Tensor) -> Tensor:
@@ -32,7 +35,8 @@ def reduce(photo: Tensor, maps: Tensor) -> Tensor:
 
     Each channel's difference from its mean over 3 × 3 pixels, weighted (1, 2, 1) both ways, is removed: all of it up to
     `NOISE`, none from twice that on, and as much of this as `lifts` says. White stays, and so does black, unless it is
-    a speck among what is brighter.
+    a speck among what is brighter. Then red and blue come (1 - m / `COLOURED`)² of the way to green, which has the
+    least noise, m being the brightest channel: as much of this, too, as `lifts` says.
     """
     x = photo.float()
     lift = lifts(maps.float())
@@ -44,4 +48,8 @@ def reduce(photo: Tensor, maps: Tensor) -> Tensor:
     difference = x - mean
     grain = difference.clamp(-NOISE, NOISE)
     less = x - lift * (grain - (difference - grain).clamp(-NOISE, NOISE))
-    return torch.where(torch.maximum(x, mean) >= BLACK, torch.where(x < 1, less, x), x)
+    x = torch.where(torch.maximum(x, mean) >= BLACK, torch.where(x < 1, less, x), x)
+    if x.shape[1] == 1:
+        return x
+    share = lift * (1 - x.amax(dim=1, keepdim=True) / COLOURED).clamp_min(0).square()
+    return x + share * (x[:, 1:2] - x)

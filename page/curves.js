@@ -2,7 +2,7 @@
 // predictor.py.
 
 const GREY = 0.18;
-export const SHARED_FALL = 0.3, LIFT = 1, NOISE = 1.5 / 255, BLACK = 0.3 / 255;  // as models/curves.py and models/grain.py
+export const SHARED_FALL = 0.3, LIFT = 1, NOISE = 1.5 / 255, BLACK = 0.3 / 255, COLOURED = 24 / 255;  // as the models have
 
 // ln(x / (1 - x)) of a grey card in sRGB, exposed by so many stops; from two on, ln 2 for each.
 const logOddsOfGrey = stops => {
@@ -64,7 +64,6 @@ export const applyCurves = (pixels, width, height, maps, strength, exposure) => 
     for (let j = 0, upper = above * row, lower = below * row; j < line; j += 4, i += 4, upper += 7, lower += 7) {
       for (let k = 0; k < 7; k++) curves[k] = wide[upper + k] + share * (wide[lower + k] - wide[upper + k]);
       const lift = curves[6], left = j && j - 4, right = j + 4 < line ? j + 4 : j;
-      let darkest = 255;
       for (let c = 0; c < 3; c++) {
         x[c] = own[j + c];
         if (lift > 0) {
@@ -73,8 +72,11 @@ export const applyCurves = (pixels, width, height, maps, strength, exposure) => 
           const difference = Math.abs(x[c] - sum / 16), isBlack = Math.max(x[c], sum / 16) < 255 * BLACK;
           if (difference < 2 * noise && x[c] < 255 && !isBlack) x[c] -= lift * Math.sign(x[c] - sum / 16) * Math.min(difference, 2 * noise - difference);
         }
-        darkest = Math.min(darkest, x[c]);
       }
+      const toGreen = lift * Math.max(1 - Math.max(x[0], x[1], x[2]) / (255 * COLOURED), 0) ** 2;
+      x[0] += toGreen * (x[1] - x[0]);
+      x[2] += toGreen * (x[1] - x[2]);
+      const darkest = Math.min(x[0], x[1], x[2]);
       for (let c = 0; c < 3; c++) {
         const X = x[c], T = X - SHARED_FALL * (X - darkest), s = curves[c], w = curves[3 + c];
         const alone = (1 + s * (255 - X)) / (1 + w * X * (255 - X)), shared = (1 + s * (255 - T)) / (1 + w * T * (255 - T));

@@ -1,12 +1,13 @@
 // Shows a photo before and after its curves: in WebGL2, or in a worker's hands where there is none.
 
-import {BLACK, NOISE, SHARED_FALL, slopes} from "./curves.js";
+import {BLACK, COLOURED, NOISE, SHARED_FALL, slopes} from "./curves.js";
 
 const VERTEX = `#version 300 es
 void main() { gl_Position = vec4(vec2(gl_VertexID & 1, gl_VertexID >> 1) * 4.0 - 1.0, 0, 1); }`;
 const FRAGMENT = `#version 300 es
 precision highp float;
-const float NOISE = ${NOISE.toFixed(9)}, BLACK = ${BLACK.toFixed(9)}, SHARED_FALL = ${SHARED_FALL.toFixed(9)};
+const float NOISE = ${NOISE.toFixed(9)}, BLACK = ${BLACK.toFixed(9)}, COLOURED = ${COLOURED.toFixed(9)};
+const float SHARED_FALL = ${SHARED_FALL.toFixed(9)};
 uniform sampler2D photo, black, white;  // the photo; slopes of its curves at black, and how much less grain; at white
 uniform vec4 place;  // of the photo on the canvas: left, top, width, height
 uniform float height, split;  // of the canvas; where after begins
@@ -34,6 +35,8 @@ void main() {
       vec3 difference = y - mean, grain = clamp(difference, -NOISE, NOISE);
       vec3 moves = step(BLACK, max(y, mean)) * (1.0 - step(1.0, y));
       y -= moves * s.a * (grain - clamp(difference - grain, -NOISE, NOISE));
+      float toGreen = max(1.0 - max(y.r, max(y.g, y.b)) / COLOURED, 0.0);
+      y = mix(y, vec3(y.g), s.a * toGreen * toGreen);
     }
     vec3 t = mix(y, vec3(min(y.r, min(y.g, y.b))), SHARED_FALL);
     y *= min(ratio(y, s.rgb, w), ratio(t, s.rgb, w));

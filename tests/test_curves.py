@@ -121,7 +121,7 @@ def test_a_colour_next_to_white_falls_with_its_darkest_channel():
     assert torch.allclose(curves.apply(colour, of_slopes(4.0, 0.25)), 4 * colour / (1 + 3 * colour))  # none is darkened
 
 
-def noisy(amplitude, lift, flat=20):
+def noisy(amplitude, lift, flat=50):
     """A flat grey with noise of so many levels, and an edge: the photo, and what is left of its grain."""
     rng = np.random.default_rng(0)
     pixels = flat + amplitude * rng.uniform(-1, 1, (64, 64, 3))
@@ -150,6 +150,21 @@ def test_black_and_white_have_no_grain():
     noise = torch.rand(1, 3, 50, 50) * 4 / 255
     noise[..., 25, 25] = 0
     assert grain.reduce(noise, of_slopes(16.0, 1 / 16))[..., 25, 25].min() > 0.5 / 255  # a speck
+
+
+def test_what_is_nearly_black_and_lifted_loses_its_colour():
+    levels = torch.tensor([[[8, 2, 10], [0, 4, 0], [0, 0, 6], [90, 20, 8], [8, 2, 24], [0, 0, 0], [9, 9, 9]]])
+    photo = levels.repeat_interleave(5, dim=1).permute(2, 0, 1)[None] / 255
+    left = slice(2, None, 5)  # amid patches
+    for stops, share in ((1.0, 0), (1.5, 0.5), (3.0, 1)):
+        less = grain.reduce(photo, of_slopes(2.0**stops, 2.0**-stops))[0, ..., 0, left] * 255
+        assert torch.equal(less[1].round(), photo[0, 1, 0, left] * 255)  # green stays
+        assert less[:, 0].tolist() == pytest.approx(
+            [8 - 6 * share * (14 / 24) ** 2, 2, 10 - 8 * share * (14 / 24) ** 2]
+        )
+        assert less[0, 1].item() == less[2, 1].item() == pytest.approx(4 * share * (20 / 24) ** 2, abs=1e-5)
+        assert less[2, 2].item() == pytest.approx(6 - 6 * share * (18 / 24) ** 2)
+        assert torch.allclose(less[:, 3:], photo[0, :, 0, left][:, 3:] * 255, atol=1e-5)  # bright, or grey
 
 
 def test_gradients_reach_the_correction_everywhere():

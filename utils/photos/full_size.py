@@ -75,7 +75,8 @@ class _Strips:
         self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / (1 if self.is_shallow else white)
         self.height, self.width, self.channels = height, width, channels
         self.white = torch.tensor(float(white))
-        self.largest, self.noise, self.black = white, grain.NOISE * white, grain.BLACK * white
+        self.largest = white
+        self.noise, self.black, self.coloured = grain.NOISE * white, grain.BLACK * white, grain.COLOURED * white
         self.knots = maps.shape[2]
         lifts = grain.lifts(maps[None].float())[0].expand(channels, -1, -1)
         # For each row of the maps with the one below: between which columns of the photo grain is lifted, and r rises.
@@ -96,6 +97,7 @@ class _Strips:
         self.product, self.curves = torch.empty(self.count, values), torch.empty(len(self.maps), self.count, values)
         self.spare = torch.empty(2, self.count if any(self.falls) or any(self.lifts) else 0, values)
         self.darkest = np.empty((self.count if any(self.falls) else 0, width), np.float32)
+        self.colours = torch.empty(4, self.count if any(self.lifts) and channels > 1 else 0, width)
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""
@@ -113,10 +115,11 @@ class _Strips:
         upper, lower = self._around(top, top + count)
         maps = torch.lerp(upper, lower, self.share[top : top + count], out=self.curves[:, :count])
         near = range(self.knot[top], self.knot[top + count - 1] + 1)
-        stay = None
         if any(self.lifts[row] for row in near):
             self.ends[0, 0].numpy()[:], self.ends[0, count + 1].numpy()[:] = before[0], after[0]
-            stay = self._reduce_grain(count, rows)
+            self._reduce_grain(count, rows)
+            if self.channels > 1:
+                self._reduce_colour(count)
         part = slice(0)  # the values of a row that may fall with others
         if spans := [span for row in near if (span := self.falls[row])]:
             part = slice(*(self.channels * end for end in (min(spans)[0], max(right for _, right in spans))))
@@ -131,12 +134,9 @@ class _Strips:
         if shared is not None:
             torch.minimum(result[:, part], shared, out=result[:, part])
         np.copyto(rows, result.numpy(), casting="unsafe")
-        if stay is not None:  # among bytes, which is quicker than among floats
-            rows *= ~stay[0]
-            rows |= np.negative(stay[1].view(np.uint8))
 
-    def _reduce_grain(self, count: int, rows: Deep) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
-        """Replace X by what `models.grain.reduce` makes of it; return which bytes are black, and white, and stay so."""
+    def _reduce_grain(self, count: int, rows: Deep) -> None:
+        """Draw X to its neighbours, as `models.grain.reduce` does."""
         tall, step = self.ends[0, : count + 2], self.channels
         x, (down, mean) = tall[1:-1], self.spare[:, :count]
         torch.add(tall[:-2], tall[2:], out=down).add_(x, alpha=2)
@@ -147,16 +147,28 @@ class _Strips:
         else:
             torch.mul(down, 2, out=mean)
         mean.add_(down, alpha=2)
-        black, white = rows < math.ceil(self.black), rows == self.largest
-        black &= mean.numpy() < np.float32(16 * self.black)
+        moves = rows >= math.ceil(self.black)
+        moves |= mean.numpy() >= np.float32(16 * self.black)
+        moves &= rows < self.largest
         difference = torch.add(x, mean, alpha=-1 / 16, out=mean)
         near = torch.clamp(difference, -self.noise, self.noise, out=down)
         near.sub_(difference.sub_(near).clamp_(-self.noise, self.noise))
+        np.multiply(near.numpy(), moves, out=near.numpy())
         x.addcmul_(near, self.curves[2, :count], value=-1)
-        if self.is_shallow:
-            return black, white
-        np.copyto(x.numpy(), rows, where=black | white)
-        return None
+
+    def _reduce_colour(self, count: int) -> None:
+        """Draw red and blue of what is nearly black to green, as `models.grain.reduce` does."""
+        share, *colours = self.colours[:, :count]
+        pixels = self.ends[0, 1 : count + 1].numpy().reshape(count, -1, 3)
+        for channel, values in enumerate(colours):  # side by side, where torch is quick
+            np.copyto(values.numpy(), pixels[..., channel])
+        red, green, blue = colours
+        torch.maximum(red, green, out=share)
+        torch.maximum(share, blue, out=share)
+        share.mul_(-1 / self.coloured).add_(1).clamp_min_(0).square_()
+        np.multiply(share.numpy(), self.curves[2, :count].numpy()[:, ::3], out=share.numpy())
+        np.copyto(pixels[..., 0], red.lerp_(green, share).numpy())
+        np.copyto(pixels[..., 2], blue.lerp_(green, share).numpy())
 
     def _shared(self, count: int, part: slice) -> Tensor:
         """Return white x r(t) + 1/2 in part of the rows."""
