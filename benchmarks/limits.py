@@ -1,6 +1,7 @@
 """Ask what the error of a correction is made of: what a change of the whole photo, with the target in sight, would win.
 
-On real pairs, as `python evaluate.py sets` takes them: PSNR of the photo, alone and after the best gamma; of the
+On real pairs, as `python evaluate.py sets` takes them: PSNR of the photo, alone and after the best gamma, and under the
+local curves fitted to the target itself, alone and after the best gamma: no network can do better by much. Then of the
 correction, and of it after the best gamma, after the best gain and offset for all channels and for each, and after the
 best polynomial of degree five for each channel. What a gamma wins is error in how bright the photo should be. Then how
 far the brightness of photos, targets and corrections goes together.
@@ -21,15 +22,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, sets_of
+from models import curves, grain
+from models.corrector import shrink
 from utils.evaluation.metrics import psnr, quantise
 from utils.photos.predictor import Predictor
 
 Values = npt.NDArray[np.float64]
 
 
+def tensor(values: Values) -> torch.Tensor:
+    """Return a photo `(H, W, 3)` as `(1, 3, H, W)`."""
+    return torch.from_numpy(values).permute(2, 0, 1)[None]
+
+
 def decibels(result: Values, target: Values) -> float:
     """Return the PSNR of two photos in [0, 1], the first rounded to 8 bits."""
-    images, targets = (torch.from_numpy(values).permute(2, 0, 1)[None] for values in (result, target))
+    images, targets = tensor(result), tensor(target)
     return psnr(quantise(images), targets).item()
 
 
@@ -38,6 +46,12 @@ def best_gamma(result: Values, target: Values) -> Values:
     powers = np.exp(np.linspace(-np.log(5), np.log(5), 65))
     candidates = (result.clip(1e-6, 1) ** power for power in powers)
     return max(candidates, key=lambda candidate: decibels(candidate, target))
+
+
+def under_curves_of_target(photo: Values, target: Values, working_size: int) -> Values:
+    """Return the photo under the curves that lead from its small copy to the target's."""
+    maps = curves.fit(shrink(tensor(photo), working_size), shrink(tensor(target), working_size))
+    return curves.apply(grain.reduce(tensor(photo), maps), maps)[0].permute(1, 2, 0).double().numpy()
 
 
 def best_polynomial(result: Values, target: Values, degree: int) -> Values:
@@ -66,14 +80,16 @@ def main() -> None:
     parser.add_argument("-w", "--weights", type=Path, default=Path("weights/msec.safetensors"))
     arguments = parser.parse_args()
     predictor = Predictor.from_weights(arguments.weights)
-    print("| set | as it is | its best gamma | " + " | ".join(ORACLES) + " |\n" + "|---" * (3 + len(ORACLES)) + "|")
+    names = ["set", "as it is", "its best gamma", "curves of the target", "best gamma", *ORACLES]
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
     table, means = [], []
     for folder in sets_of(arguments.root):
         rows = []
         for pixels, wanted in pairs_of(folder):
             photo, result, target = (array / 255.0 for array in (pixels, predictor.predict(pixels), wanted))
-            alone = [decibels(photo, target), decibels(best_gamma(photo, target), target)]
-            rows.append([*alone, *(decibels(f(result, target), target) for f in ORACLES.values())])
+            alone = photo, under_curves_of_target(photo, target, predictor.size)
+            firsts = [decibels(values, target) for one in alone for values in (one, best_gamma(one, target))]
+            rows.append([*firsts, *(decibels(f(result, target), target) for f in ORACLES.values())])
             means.append([array.mean() for array in (photo, result, target)])
         table.append(np.mean(rows, axis=0))
         print(f"| {folder.name} | " + " | ".join(f"{value:.2f}" for value in table[-1]) + " |", flush=True)
