@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from . import curves, grain
 
+HELD_BACK = 0.15
+"""How far the correction stays behind where the network darkens. What is clipped has nothing to become darker with, and
+photos that are bright on purpose look like those that are so by mistake: by eye, less is better, though not in PSNR."""
+
 
 class Correction(NamedTuple):
     """What became of a batch of photos, and by what."""
@@ -27,9 +31,10 @@ class Corrector(nn.Module):
         network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
-    Black stays black and white stays white; shadows that are brightened lose some grain, though not in training. What a
-    photo is to become does not depend on how it was exposed: a network may be trained on small copies of drawn
-    brightness, and is then shown brighter ones (`Network.shown_brighter`).
+    Black stays black and white stays white. Shadows that are brightened lose some grain, and what is darkened is held
+    back (`HELD_BACK`), though not in training. What a photo is to become does not depend on how it was exposed: a
+    network may be trained on small copies of drawn brightness, and is then shown brighter ones
+    (`Network.shown_brighter`).
     """
 
     def __init__(self, network: nn.Module, working_size: int) -> None:
@@ -49,8 +54,7 @@ class Corrector(nn.Module):
 
     def corrected(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
-        corrected: Tensor = self.network(self.shown(small))[0].float().clamp(0, 1)
-        return corrected
+        return hold_back(small, self.network(self.shown(small))[0].float().clamp(0, 1))
 
     def correct(self, photo: Tensor, working_size: int | None = None, stops: Tensor | None = None) -> Correction:
         """Return corrected photos and what they were made by, for training.
@@ -72,6 +76,11 @@ class Corrector(nn.Module):
             return curves.multiply_odds(small, 2 ** stops.to(small.dtype)[:, None, None, None])
         brighter: Any = getattr(self.network, "shown_brighter", 0.0)  # any module may correct small copies
         return curves.multiply_odds(small, 2.0**brighter) if brighter else small
+
+
+def hold_back(small: Tensor, corrected: Tensor) -> Tensor:
+    """Return small copies `(B, 3, h, w)` after their correction, where it darkens them only most of the way."""
+    return corrected + HELD_BACK * (small - corrected).clamp_min(0)
 
 
 def shrink(photo: Tensor, longest: int) -> Tensor:

@@ -304,8 +304,18 @@ def test_the_network_sees_the_working_size_and_the_photo_keeps_its_own():
     assert torch.equal(whole.outputs[0], whole.small.sqrt())
 
 
+def test_what_is_darkened_is_held_back_but_not_in_training():
+    photo = torch.tensor([0.8, 0.4])[None, None, None].expand(1, 3, 20, 2).repeat_interleave(20, dim=3)
+    module = corrector(lambda x: torch.full_like(x, 0.6))
+    assert torch.allclose(module.corrected(photo)[0, 0, 0, [0, -1]], torch.tensor([0.63, 0.6]))
+    half = corrector(lambda x: curves.multiply_odds(x, 0.5))
+    assert (half(photo[..., :20]) - half.correct(photo[..., :20]).photo).mean() > 0.01
+    double = corrector(lambda x: curves.multiply_odds(x, 1.5))
+    assert torch.allclose(double(photo), double.correct(photo).photo, atol=1e-6)
+
+
 def test_a_network_may_be_shown_a_brighter_copy():
-    photo = torch.rand(2, 3, 20, 30) * 0.9 + 0.05
+    photo = torch.rand(2, 3, 20, 30) * 0.2 + 0.3
     given = []
     module = corrector(lambda x: given.append(x) or torch.full_like(x, 0.5))
     module(photo)
