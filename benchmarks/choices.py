@@ -21,7 +21,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, sets_of
-from models import Corrector, build_generator, curves, grain
+from models import Corrector, build_generator, corrector, curves, grain
 from utils.evaluation.intervals import means
 from utils.evaluation.methods import Pixels, read
 from utils.evaluation.metrics import psnr, quantise, ssim, with_power_to_mean_of
@@ -31,6 +31,7 @@ from utils.weights import load_weights
 CHOICES = {
     "shown_brighter": (0.0, 0.75, 2.25, 3.0),
     "working_size": (40, 48, 64, 72, 80),
+    "HELD_BACK": (0.0, 0.3),
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
     "NOISE": (0.0, 1 / 255, 3 / 255),
     "COLOURED": (1e-6, 12 / 255, 48 / 255),
@@ -43,6 +44,7 @@ CHOICES = {
 CONSTANTS = {
     **dict.fromkeys(("SHARED_FALL", "IN_COMMON", "WINDOW", "BRIGHTEST", "DARKEST", "RIDGE"), curves),
     **dict.fromkeys(("NOISE", "COLOURED"), grain),
+    "HELD_BACK": corrector,
 }
 
 
