@@ -1,10 +1,10 @@
 """Ask what the error of a correction is made of: what a change of the whole photo, with the target in sight, would win.
 
-On real pairs, as `python evaluate.py sets` takes them: PSNR of the photo, alone and after the best gamma, and under the
-local curves fitted to the target itself, alone and after the best gamma: no network can do better by much. Then of the
-correction, and of it after the best gamma, after the best gain and offset for all channels and for each, and after the
-best polynomial of degree five for each channel. What a gamma wins is error in how bright the photo should be. Then how
-far the brightness of photos, targets and corrections goes together.
+On real pairs, as `python evaluate.py sets` takes them: PSNR of the photo, alone and after the best gamma; of the photo
+under the local curves fitted to the target itself, what a network that knew the answer would reach, alone and after the
+best gamma; of the correction, and of it after the best gamma, after the best gain and offset for all channels and for
+each, and after the best polynomial of degree five for each channel. What a gamma wins is error in how bright the photo
+should be. Then how far the brightness of photos, targets and corrections goes together.
 
 example:
   python benchmarks/limits.py PAIRS

@@ -123,7 +123,7 @@ def method(generator: torch.nn.Module, arithmetic: Arithmetic, size: int, transf
         image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
         small = arithmetic.photos(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
         with torch.inference_mode(), arithmetic.autocast():
-            corrected = Corrector(generator, size).corrected(small)
+            corrected = generator(Corrector(generator, size).shown(small))[0].float().clamp(0, 1)
         return transfer(pixels, small.cpu(), corrected.cpu())
 
     return correct
@@ -135,7 +135,8 @@ def at_full_size(generator: torch.nn.Module, arithmetic: Arithmetic) -> Method:
     def correct(pixels: Pixels) -> Pixels:
         photo = arithmetic.photos(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         with torch.inference_mode(), arithmetic.autocast():
-            return to_pixels(Corrector(generator, max(photo.shape)).corrected(photo).cpu())
+            corrected = generator(Corrector(generator, max(photo.shape)).shown(photo))[0]
+        return to_pixels(corrected.float().clamp(0, 1).cpu())
 
     return correct
 

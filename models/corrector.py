@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from . import curves, grain
 
 HELD_BACK = 0.15
-"""How far the correction stays behind where the network darkens. What is clipped has nothing to become darker with, and
-photos that are bright on purpose look like those that are so by mistake: by eye, less is better, though not in PSNR."""
+"""How far the correction stays behind where the network darkens. Clipped areas hold no detail to bring out, and photos
+that are bright on purpose look like those that are so by mistake: by eye, less is better, though not in PSNR."""
 
 
 class Correction(NamedTuple):
@@ -31,10 +31,10 @@ class Corrector(nn.Module):
         network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
-    Black stays black and white stays white. Shadows that are brightened lose some grain, and what is darkened is held
-    back (`HELD_BACK`), though not in training. What a photo is to become does not depend on how it was exposed: a
-    network may be trained on small copies of drawn brightness, and is then shown brighter ones
-    (`Network.shown_brighter`).
+    Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black, and
+    what is darkened is held back (`HELD_BACK`): not in training steps, but in validation. What a photo is to become
+    does not depend on how it was exposed: a network may be trained on small copies of drawn brightness, and is then
+    shown brighter ones (`Network.shown_brighter`).
     """
 
     def __init__(self, network: nn.Module, working_size: int) -> None:

@@ -35,21 +35,32 @@ def reduce(photo: Tensor, maps: Tensor) -> Tensor:
 
     Each channel's difference from its mean over 3 × 3 pixels, weighted (1, 2, 1) both ways, is removed: all of it up to
     `NOISE`, none from twice that on, and as much of this as `lifts` says. White stays, and so does black, unless it is
-    a speck among what is brighter. Then red and blue come (1 - m / `COLOURED`)² of the way to green, which has the
-    least noise, m being the brightest channel: as much of this, too, as `lifts` says.
+    a speck among what is brighter. Then colour next to black fades (`fade`).
     """
     x = photo.float()
-    lift = lifts(maps.float())
-    if lift.shape[-2:] != x.shape[-2:]:
-        lift = F.interpolate(lift, x.shape[-2:], mode="bilinear")
+    lift = lifts_at(maps, x)
     wide = F.pad(x, (1, 1, 1, 1), mode="replicate")
     across = wide[..., :-2] + 2 * wide[..., 1:-1] + wide[..., 2:]
     mean = (across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]) / 16
     difference = x - mean
     grain = difference.clamp(-NOISE, NOISE)
     less = x - lift * (grain - (difference - grain).clamp(-NOISE, NOISE))
-    x = torch.where(torch.maximum(x, mean) >= BLACK, torch.where(x < 1, less, x), x)
-    if x.shape[1] == 1:
-        return x
-    share = lift * (1 - x.amax(dim=1, keepdim=True) / COLOURED).clamp_min(0).square()
-    return x + share * (x[:, 1:2] - x)
+    return fade(torch.where(torch.maximum(x, mean) >= BLACK, torch.where(x < 1, less, x), x), lift)
+
+
+def lifts_at(maps: Tensor, photo: Tensor) -> Tensor:
+    """Return `lifts` of curves for every pixel of a photo `(B, C, H, W)`: `(B, 1, H, W)`."""
+    lift = lifts(maps.float())
+    return lift if lift.shape[-2:] == photo.shape[-2:] else F.interpolate(lift, photo.shape[-2:], mode="bilinear")
+
+
+def fade(photo: Tensor, lift: Tensor) -> Tensor:
+    """Return a photo `(B, C, H, W)` in [0, 1] with less colour next to black.
+
+    Red and blue come (1 - m / `COLOURED`)² of the way to green, which has the least noise, m being the brightest
+    channel: as much of this as `lift`, `(B, 1, H, W)`, says.
+    """
+    if photo.shape[1] == 1:
+        return photo
+    share = lift * (1 - photo.amax(dim=1, keepdim=True) / COLOURED).clamp_min(0).square()
+    return photo + share * (photo[:, 1:2] - photo)

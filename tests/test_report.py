@@ -12,7 +12,7 @@ from conftest import chromium, picture
 from PIL import Image
 
 import predict
-from models import build_generator, curves
+from models import build_generator, curves, grain
 from utils.photos.report import Report, _encode
 from utils.weights import save_weights
 
@@ -123,12 +123,18 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
         return torch.from_numpy(np.array(image).reshape(280, 420, -1)).permute(2, 0, 1)[None] / 255
 
     def corrected(mode, strength, exposure):
-        result = 255 * curves.apply(copies[mode], curves.adjust(maps[mode], strength, exposure))[0]
+        adjusted = curves.adjust(maps[mode], strength, exposure)
+        faded = grain.fade(
+            copies[mode], grain.lifts_at(adjusted, copies[mode])
+        )  # there is no grain in the page's pictures
+        result = 255 * curves.apply(faded, adjusted)[0]
         return np.broadcast_to(result.permute(1, 2, 0).numpy(), (280, 420, 3))
 
     before, copies, maps = {}, {}, {}
     for mode in ("RGB", "L"):
-        image = picture(420, 280).point(lambda value: value // 2).convert(mode)
+        image = picture(420, 280).point(lambda value: value // 2).convert("RGB")
+        image.paste((4, 0, 8), (0, 0, 200, 100))  # a tint next to black, which fades where it is lifted
+        image = image.convert(mode)
         before[mode] = image.convert("RGB")
         small = torch.nn.functional.interpolate(as_tensor(image), (80, 120), mode="area")
         maps[mode] = curves.fit(small, small.sqrt())
@@ -162,7 +168,9 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
     exposure.send_keys(Keys.HOME)
     wait_for(strength=0.72, exposure=-3, pairs=first)
     lines.append(line())
-    exposure.send_keys(Keys.ARROW_RIGHT * 60)
+    exposure.send_keys(Keys.ARROW_RIGHT * 100)
+    wait_for(strength=0.72, exposure=2, pairs=first)
+    exposure.send_keys(Keys.ARROW_LEFT * 40)
     wait_for(strength=0.72, exposure=0, pairs=first)
     lines.append(line())
     assert len(set(lines)) == 3  # histograms follow

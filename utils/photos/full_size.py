@@ -29,12 +29,12 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor, *, less_grain: bool = 
     """Replace a photo by itself under local curves, whose slopes are interpolated bilinearly to its size.
 
     The result is within half a step, and float32's rounding, of the equations. Beside the photo, memory is bounded by
-    some seventeen floats for each value of a strip or row.
+    some nineteen floats for each value of a strip or row.
 
     Args:
         photo: an image in mode "L" or "RGB", or an `(H, W, C)` array of uint8 or uint16, of any size.
         maps: `(2, C, h, w)` on the CPU, as `models.curves.fit` returns them for one photo.
-        less_grain: reduce grain where they lift it, before.
+        less_grain: reduce grain, and colour next to black, where they lift them, before.
     """
     if isinstance(photo, Image.Image):
         (width, height), channels, white = photo.size, len(photo.getbands()), 255
