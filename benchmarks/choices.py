@@ -34,7 +34,7 @@ CHOICES = {
     "HELD_BACK": (0.0, 0.3),
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
     "NOISE": (0.0, 1 / 255, 3 / 255),
-    "COLOURED": (1e-6, 12 / 255, 48 / 255),
+    "COLOURED": (1e-6, 12 / 255, 48 / 255),  # the first as good as 0, by which it cannot divide
     "IN_COMMON": (0.0, 1.0),
     "WINDOW": (8, 3),
     "BRIGHTEST": (8.0, 32.0),

@@ -115,6 +115,13 @@ def guided_filter(guide: Tensor, target: Tensor, radius: int, epsilon: float) ->
     return mean(scale), mean(mean_target - scale * mean_guide)
 
 
+def correct_copy(generator: torch.nn.Module, photo: torch.Tensor) -> torch.Tensor:
+    """Return what the network itself makes of a photo `(1, 3, H, W)`, in [0, 1], nothing held back."""
+    with torch.inference_mode():
+        output: torch.Tensor = generator(Corrector(generator, max(photo.shape)).shown(photo))[0]
+    return output.float().clamp(0, 1).cpu()
+
+
 def method(generator: torch.nn.Module, arithmetic: Arithmetic, size: int, transfer: Transfer) -> Method:
     """Return the whole correction: network at `size` px, then `transfer`."""
 
@@ -122,9 +129,7 @@ def method(generator: torch.nn.Module, arithmetic: Arithmetic, size: int, transf
         image = Image.fromarray(pixels)
         image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
         small = arithmetic.photos(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
-        with torch.inference_mode(), arithmetic.autocast():
-            corrected = generator(Corrector(generator, size).shown(small))[0].float().clamp(0, 1)
-        return transfer(pixels, small.cpu(), corrected.cpu())
+        return transfer(pixels, small.cpu(), correct_copy(generator, small))
 
     return correct
 
@@ -133,10 +138,7 @@ def at_full_size(generator: torch.nn.Module, arithmetic: Arithmetic) -> Method:
     """Return the network run on the photo itself."""
 
     def correct(pixels: Pixels) -> Pixels:
-        photo = arithmetic.photos(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-        with torch.inference_mode(), arithmetic.autocast():
-            corrected = generator(Corrector(generator, max(photo.shape)).shown(photo))[0]
-        return to_pixels(corrected.float().clamp(0, 1).cpu())
+        return to_pixels(correct_copy(generator, arithmetic.photos(torch.from_numpy(pixels).permute(2, 0, 1)[None])))
 
     return correct
 

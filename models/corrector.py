@@ -54,7 +54,7 @@ class Corrector(nn.Module):
 
     def corrected(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
-        return hold_back(small, self.network(self.shown(small))[0].float().clamp(0, 1))
+        return hold_back(small, self.network(self.shown(small))[0].float())
 
     def correct(self, photo: Tensor, working_size: int | None = None, stops: Tensor | None = None) -> Correction:
         """Return corrected photos and what they were made by, for training.
@@ -78,8 +78,9 @@ class Corrector(nn.Module):
         return curves.multiply_odds(small, 2.0**brighter) if brighter else small
 
 
-def hold_back(small: Tensor, corrected: Tensor) -> Tensor:
-    """Return small copies `(B, 3, h, w)` after their correction, where it darkens them only most of the way."""
+def hold_back(small: Tensor, output: Tensor) -> Tensor:
+    """Return a network's output for small copies `(B, 3, h, w)`, clipped to [0, 1] and, where darker, short of it."""
+    corrected = output.clamp(0, 1)
     return corrected + HELD_BACK * (small - corrected).clamp_min(0)
 
 

@@ -237,13 +237,16 @@ def see(page, weights, tmp_path):
     """Assert that the screen shows a photo before and after, as predict.py makes it, wherever the sliders are."""
     from selenium.webdriver import Keys
 
-    flat = Image.new("RGB", (700, 500), (90, 70, 60))
-    flat.save(tmp_path / "flat.png")
-    add(page, tmp_path / "flat.png")
-    until(page, "!document.getElementById('split').hidden")
     predictor = Predictor.from_weights(weights, "cpu")
 
-    def expect(split, strength, exposure):
+    def show(tint):
+        flat = Image.new("RGB", (700, 500), tint)
+        flat.save(tmp_path / "flat.png")
+        add(page, tmp_path / "flat.png")
+        until(page, "!document.getElementById('split').hidden")
+        return flat
+
+    def expect(flat, split, strength, exposure):
         corrected = np.asarray(predictor.predict(flat, strength=strength, exposure=exposure)).astype(int)
         for share, wanted in ((split - 0.1, np.asarray(flat).astype(int)), (split + 0.1, corrected)):
             end = time.monotonic() + 10  # a worker draws when it is done
@@ -253,15 +256,18 @@ def see(page, weights, tmp_path):
                     break
                 assert time.monotonic() < end, (share, actual, wanted[place])
 
-    expect(0.5, 1, 0)
+    flat = show((90, 70, 60))
+    expect(flat, 0.5, 1, 0)
     choose(page, "exposure", 1)
     choose(page, "strength", 50)
-    expect(0.5, 0.5, 1)
+    expect(flat, 0.5, 0.5, 1)
     split = page.find_element("id", "split")
     split.send_keys(Keys.ARROW_RIGHT * 3)
     assert float(split.get_attribute("value")) == pytest.approx(65)
     press(page, "reset")
-    expect(0.65, 1, 0)
+    expect(flat, 0.65, 1, 0)
+    clear(page)
+    expect(show((8, 2, 12)), float(split.get_attribute("value")) / 100, 1, 0)  # colour next to black fades
     clear(page)
 
 

@@ -124,9 +124,8 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
 
     def corrected(mode, strength, exposure):
         adjusted = curves.adjust(maps[mode], strength, exposure)
-        faded = grain.fade(
-            copies[mode], grain.lifts_at(adjusted, copies[mode])
-        )  # there is no grain in the page's pictures
+        # grain itself the page leaves alone
+        faded = grain.fade(copies[mode], grain.lifts_at(adjusted, copies[mode]))
         result = 255 * curves.apply(faded, adjusted)[0]
         return np.broadcast_to(result.permute(1, 2, 0).numpy(), (280, 420, 3))
 

@@ -97,7 +97,8 @@ class _Strips:
         self.product, self.curves = torch.empty(self.count, values), torch.empty(len(self.maps), self.count, values)
         self.spare = torch.empty(2, self.count if any(self.falls) or any(self.lifts) else 0, values)
         self.darkest = np.empty((self.count if any(self.falls) else 0, width), np.float32)
-        self.colours = torch.empty(4, self.count if any(self.lifts) and channels > 1 else 0, width)
+        has_colours = any(self.lifts) and channels > 1
+        self.colours = torch.empty(4, self.count if has_colours else 0, width)  # a share, and red, green and blue
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""
@@ -119,7 +120,7 @@ class _Strips:
             self.ends[0, 0].numpy()[:], self.ends[0, count + 1].numpy()[:] = before[0], after[0]
             self._reduce_grain(count, rows)
             if self.channels > 1:
-                self._reduce_colour(count)
+                self._fade(count)
         part = slice(0)  # the values of a row that may fall with others
         if spans := [span for row in near if (span := self.falls[row])]:
             part = slice(*(self.channels * end for end in (min(spans)[0], max(right for _, right in spans))))
@@ -156,8 +157,8 @@ class _Strips:
         np.multiply(near.numpy(), moves, out=near.numpy())
         x.addcmul_(near, self.curves[2, :count], value=-1)
 
-    def _reduce_colour(self, count: int) -> None:
-        """Draw red and blue of what is nearly black to green, as `models.grain.reduce` does."""
+    def _fade(self, count: int) -> None:
+        """Draw red and blue of what is next to black to green, as `models.grain.fade` does."""
         share, *colours = self.colours[:, :count]
         pixels = self.ends[0, 1 : count + 1].numpy().reshape(count, -1, 3)
         for channel, values in enumerate(colours):  # side by side, where torch is quick

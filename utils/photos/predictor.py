@@ -165,7 +165,7 @@ class Predictor:
                 result = network(placed)[0].float()
             if not torch.isfinite(result).all():
                 raise ValueError("the network's output is not finite: the weights are not usable for this photo")
-        return hold_back(small, result.clamp(0, 1).to(small.device))
+        return hold_back(small, result.to(small.device))
 
     def correct_in_place(
         self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0, exposure: float = 0.0
