@@ -31,10 +31,10 @@ class Corrector(nn.Module):
         network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
 
-    Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black, and
-    what is darkened is held back (`HELD_BACK`): not in training steps, but in validation. What a photo is to become
-    does not depend on how it was exposed: a network may be trained on small copies of drawn brightness, and is then
-    shown brighter ones (`Network.shown_brighter`).
+    Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black;
+    what is darkened is held back (`HELD_BACK`); a mirror image becomes the mirror image: all this not in training
+    steps, but in validation. What a photo is to become does not depend on how it was exposed: a network may be trained
+    on small copies of drawn brightness, and is then shown brighter ones (`Network.shown_brighter`).
     """
 
     def __init__(self, network: nn.Module, working_size: int) -> None:
@@ -54,7 +54,16 @@ class Corrector(nn.Module):
 
     def corrected(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
-        return hold_back(small, self.network(self.shown(small))[0].float())
+        return hold_back(small, self.output(self.shown(small)))
+
+    def output(self, given: Tensor) -> Tensor:
+        """Return what becomes of small copies `(B, 3, h, w)` as they are shown, unclipped, in float32.
+
+        It is the mean of what the network makes of them and of their mirror images: neither side is the better one.
+        """
+        count = given.shape[0]
+        both = self.network(torch.cat((given, given.flip(3))))[0].float()
+        return (both[:count] + both[count:].flip(3)) / 2
 
     def correct(self, photo: Tensor, working_size: int | None = None, stops: Tensor | None = None) -> Correction:
         """Return corrected photos and what they were made by, for training.

@@ -314,10 +314,19 @@ def test_what_is_darkened_is_held_back_but_not_in_training():
     assert torch.allclose(double(photo), double.correct(photo).photo, atol=1e-6)
 
 
+def test_a_mirror_image_becomes_the_mirror_image():
+    photo = torch.rand(2, 3, 48, 30)
+    one_sided = corrector(lambda x: x.lerp(x.sqrt(), torch.linspace(0, 1, x.shape[3])))
+    assert torch.allclose(one_sided(photo).flip(3), one_sided(photo.flip(3)), atol=1e-6)
+    small = shrink(photo, 32)
+    assert torch.allclose(one_sided.corrected(small), small.lerp(small.sqrt(), 0.5), atol=1e-6)
+    assert torch.equal(one_sided.correct(photo).outputs[0][..., 0], small[..., 0])  # a step has one of them
+
+
 def test_a_network_may_be_shown_a_brighter_copy():
     photo = torch.rand(2, 3, 20, 30) * 0.2 + 0.3
     given = []
-    module = corrector(lambda x: given.append(x) or torch.full_like(x, 0.5))
+    module = corrector(lambda x: given.append(x[:2]) or torch.full_like(x, 0.5))  # and their mirror images
     module(photo)
     module.network.shown_brighter = 1.5
     whole = module(photo)

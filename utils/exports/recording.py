@@ -452,6 +452,10 @@ def _narrow(r: Recorder, out: Tensor, x: Tensor, dim: int, start: int, length: i
     return _slices(r, r.name(x), [(dim % x.ndim, start, start + length, 1)])
 
 
+def _flip(r: Recorder, out: Tensor, x: Tensor, *dims: int) -> str:
+    return _slices(r, r.name(x), [(dim % x.ndim, -1, -(2**62), -1) for dim in dims])
+
+
 def _slices(r: Recorder, name: str, cuts: list[tuple[int, int, int, int]]) -> str:
     axes, starts, ends, steps = (list(values) for values in zip(*cuts, strict=True))
     return r.graph.add("Slice", name, *map(r.list, (starts, ends, axes, steps)))
@@ -515,7 +519,7 @@ _TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "mean": _reduce("ReduceMean"), "sum": _reduce("ReduceSum"), "amax": _reduce("ReduceMax"),
     "amin": _reduce("ReduceMin"),
     "new_zeros": _filled(0.0), "new_ones": _filled(1.0),
-    "narrow": _narrow, "__getitem__": _getitem,
+    "narrow": _narrow, "flip": _flip, "__getitem__": _getitem,
 }  # fmt: skip
 """What writes each function of torch, by its name: it takes the recorder, the result and the arguments."""
 

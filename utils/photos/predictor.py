@@ -159,10 +159,9 @@ class Predictor:
         """Return small copies `(B, 3, h, w)` as they are to become, on their device."""
         shown = self.corrector.shown(small)
         placed = shown.to(self.arithmetic.device).contiguous(memory_format=self.arithmetic.memory_format)
-        network = self.corrector.network
         with torch.inference_mode():
             with self.arithmetic.autocast():
-                result = network(placed)[0].float()
+                result = self.corrector.output(placed)
             if not torch.isfinite(result).all():
                 raise ValueError("the network's output is not finite: the weights are not usable for this photo")
         return hold_back(small, result.to(small.device))
