@@ -31,6 +31,7 @@ from utils.weights import load_weights
 CHOICES = {
     "shown_brighter": (0.0, 0.75, 2.25, 3.0),
     "working_size": (40, 48, 64, 72, 80),
+    "mirrored": (0,),
     "HELD_BACK": (0.0, 0.3),
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
     "NOISE": (0.0, 1 / 255, 3 / 255),
@@ -59,6 +60,8 @@ class Chosen(nn.Module):
     def __init__(self, network: nn.Module, size: int, name: str, value: float) -> None:
         super().__init__()
         self.corrector = Corrector(network, int(value) if name == "working_size" else size)
+        if name == "mirrored":  # what the network makes of the small copy alone
+            self.corrector.output = lambda given: network(given)[0].float()  # type: ignore[method-assign]
         self.name, self.value = name, value
 
     def forward(self, photo: Tensor) -> Tensor:
