@@ -1,11 +1,11 @@
 """Give a trained network in another form. What form it is, the ending of the file to write says.
 
-  .safetensors    DAConv layers merged into plain convolutions, checked, in full precision: weights for predict.py
+  .safetensors    weights for predict.py, in full precision; DAConv layers merged into plain convolutions, checked
   .onnx           the whole correction for other programs: a photo in, the photo out (docs/export.md)
   --page FOLDER   a web page that corrects photos in the browser (docs/page.md)
 
 examples:
-  python export.py runs/msec/best.pt -o plain.safetensors
+  python export.py runs/msec/last.pt -o plain.safetensors
   python predict.py FOLDER -o corrected -w plain.safetensors
   python export.py weights/msec.safetensors -o msec.onnx
   python export.py weights/msec.safetensors -o curves.onnx --curves --half
@@ -13,6 +13,7 @@ examples:
 """
 
 import argparse
+import copy
 import os
 import sys
 import tempfile
@@ -49,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_merged(arguments: argparse.Namespace) -> str:
-    """Write a checkpoint's network, merged and checked, in float32; return a line about it.
+    """Write a checkpoint's network, merged if it is not plain, checked, in float32; return a line about it.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
-        ValueError: there is nothing to merge, or the merged network is not the same function.
+        ValueError: the merged network is not the same function, or not finite.
         RuntimeError: the tensors are not those of the network that the configuration describes.
         ConfigError, OSError: as `config_of_checkpoint` and `save_weights`.
     """
@@ -68,10 +69,8 @@ def write_merged(arguments: argparse.Namespace) -> str:
     source, output = arguments.checkpoint, arguments.output
     checkpoint = load_checkpoint(source, TrainingState.ENTRIES)
     config = config_of_checkpoint(checkpoint["config"], source=str(source))
-    if config.conv == "plain":
-        raise ValueError("its convolutions are plain: there is nothing to merge")
     network = trained_network(checkpoint, source).eval()
-    merged = merge_daconv(network)
+    merged = merge_daconv(network) if config.conv == "daconv" else copy.deepcopy(network)
     photo = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         actual, expected = merged(photo), network.double()(photo.double())
@@ -83,7 +82,7 @@ def write_merged(arguments: argparse.Namespace) -> str:
     export(output, checkpoint, merged, dtype=torch.float32)
     before, after = (sum(tensor.numel() for tensor in module.parameters()) for module in (network, merged))
     return (
-        f"{output}: {config.model}, {before:,} parameters merged into {after:,}; "
+        f"{output}: {config.model}, {before:,} parameters" + (f" merged into {after:,}" * (after != before)) + "; "
         f"largest difference on random input {difference:.1e}, of outputs up to {largest:.2f}"
     )
 

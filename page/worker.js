@@ -10,8 +10,6 @@ const NONE = new Uint8Array();
 const UNIT = [1, 0, 0, 0, 1, 0, 0, 0, 1];
 const P3_TO_SRGB = [1.2249401, -0.2249402, 0, -0.0420569, 1.0420571, 0, -0.0196376, -0.0786361, 1.0982735];  // linear light
 
-const TRIAL = {height: 16, width: 16};  // as utils/exports/site.py
-
 let ort = null, session = null, runtime = "", facts = null;
 
 // Whether there is a graphics processor for WebGPU, and WebAssembly that can wait for it; `?webgpu` takes one in software.
@@ -31,10 +29,10 @@ const open = async (name, failure) => {
   // which not every graphics processor can.
   const options = {executionProviders: [isGpu ? "webgpu" : "wasm"], graphOptimizationLevel: isGpu ? "basic" : "disabled", logSeverityLevel: 3};
   session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
-  const {height, width} = TRIAL, count = height * width;
+  const {height, width, means} = facts.trial, count = height * width;
   const maps = await run(Float32Array.from({length: 3 * count}, (_, i) => 37 * i % 256 / 255), height, width, UNIT);
   const mean = map => maps.subarray(map * count, (map + 1) * count).reduce((sum, value) => sum + value, 0) / count;
-  if (!facts.trial.every((value, map) => Math.abs(mean(map) - value) < 0.01)) throw new Error("the network's output is wrong");
+  if (!means.every((value, map) => Math.abs(mean(map) - value) < 0.01)) throw new Error("the network's output is wrong");
   runtime = name;
   const engine = isGpu ? "WebGPU" : `WebAssembly, ${threads === 1 ? "one thread" : `${threads} threads`}`;
   postMessage({started: {runtime, engine: failure ? `${engine}, as WebGPU failed (${failure})` : engine, facts}});

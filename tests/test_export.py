@@ -100,6 +100,16 @@ def changed(checkpoint, **entries):
     save_checkpoint(checkpoint, {**load_checkpoint(checkpoint), **entries})
 
 
+def test_the_weights_of_a_plain_run_are_written_in_full(trained, tmp_path, capsys):
+    run, out = trained(), tmp_path / "plain.safetensors"
+    assert export.main([str(run / "best.pt"), "-o", str(out)]) == 0
+    assert "merged" not in capsys.readouterr().out.splitlines()[-1]
+    full, half = load_weights(out), load_weights(run / "best.safetensors")
+    assert full.architecture == half.architecture
+    assert all(torch.equal(tensor.half(), half.state[name].half()) for name, tensor in full.state.items())
+    assert any(not torch.equal(tensor, half.state[name].float()) for name, tensor in full.state.items())
+
+
 def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(checkpoint, tmp_path, capsys):
     out = tmp_path / "merged.safetensors"
     whole = load_checkpoint(checkpoint)
@@ -112,7 +122,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(chec
         assert not out.exists() and not list(tmp_path.glob("*.sha256"))
 
     changed(checkpoint, config={**whole["config"], "conv": "plain"})
-    refused("plain", "nothing to merge")
+    refused("Missing key")
     changed(checkpoint, config={**whole["config"], "model": "prenet"})
     refused("PReNet", "Missing key")
     changed(checkpoint, config={**whole["config"], "model": "prenett"})

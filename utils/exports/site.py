@@ -36,12 +36,13 @@ def find_runtime(source: Path) -> Path:
     return folder
 
 
-def trial(module: CurvesOfColours) -> list[float]:
-    """Return the means of the six maps of curves of a small copy, whose values in [0, 1] the page makes for itself."""
+def trial(module: CurvesOfColours) -> dict[str, Any]:
+    """Return the size of a small copy, whose values in [0, 1] the page makes, and the means of its six maps."""
     height, width = TRIAL
     small = (torch.arange(3 * height * width) * 37 % 256 / 255).view(1, 3, height, width)
     with torch.inference_mode():
-        return module.eval()(small, torch.eye(3)).mean((-2, -1)).flatten().tolist()
+        means = module.eval()(small, torch.eye(3)).mean((-2, -1)).flatten().tolist()
+    return {"height": height, "width": width, "means": means}
 
 
 def write_site(folder: Path, source: Path, corrector: Corrector, facts: dict[str, Any]) -> int:
