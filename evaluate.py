@@ -160,7 +160,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             "methods": {one.name: one.digest or None for one in contestants},
         }
         facts |= {"looks" if arguments.dataset == OF_ITSELF else "means": summary, "differences": changes}
-        facts |= {"environment": environment(str(Arithmetic("float32")), 1), "command": arguments.command}
+        facts |= {"environment": environment(str(Arithmetic()), 1), "command": arguments.command}
         write_run(output, facts, rows)
         (output / "results.partial.jsonl").unlink(missing_ok=True)
     if problems or left_out:

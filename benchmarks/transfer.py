@@ -167,7 +167,7 @@ def main() -> None:
     if (arguments.root is None) == (arguments.synthesise is None):
         parser.error("give a folder of sets, or --synthesise")
     weights = load_weights(arguments.weights)
-    arithmetic = Arithmetic("float32")
+    arithmetic = Arithmetic()
     generator = build_generator(weights.architecture)
     generator.load_state_dict(weights.state)
     arithmetic.place(generator).eval()

@@ -44,11 +44,11 @@ class Predictor:
     Args:
         network: a trained network; its first output is the corrected photo.
         size: longest side in pixels of what the network sees.
-        arithmetic: where and how it runs; None: in float32, which is quicker at such sizes and alike on all machines.
+        arithmetic: where and how it runs; None: as photos are corrected.
     """
 
     def __init__(self, network: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:
-        self.arithmetic = arithmetic or Arithmetic("float32")
+        self.arithmetic = arithmetic or Arithmetic()
         self.corrector = Corrector(network, size).eval()
         self._waiting: list[_Request] = []
         self._list, self._network = threading.Lock(), threading.Lock()
@@ -72,7 +72,7 @@ class Predictor:
             ValueError: there is no such device.
         """
         path = Path(path)
-        arithmetic = Arithmetic("float32", device)
+        arithmetic = Arithmetic(device=device)
         weights = load_weights(path)
         try:
             network = build_generator(weights.architecture)
@@ -233,7 +233,7 @@ class Predictor:
         if not is_memory or self.arithmetic.device.type == "cpu":
             return False
         warnings.warn(f"{self.arithmetic.device} is out of memory: going on with the CPU", stacklevel=3)
-        self.arithmetic = Arithmetic("float32", "cpu")
+        self.arithmetic = Arithmetic(device="cpu")
         self.arithmetic.place(self.corrector)
         return True
 
