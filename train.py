@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from data import Batch, LayoutError, NoPhotosError, PhotoDataset, SceneError, ShardError, make_pairs
+from data import Batch, NoPhotosError, PhotoDataset, make_pairs
 from data.sources import (
     build_loader,
     describe_photos,
@@ -95,17 +95,7 @@ def run(config: Config, is_dry: bool) -> int:
             code = train(config, stop, processes)
             processes.part()
             return code
-    except (
-        ConfigError,
-        LayoutError,
-        NetworkError,
-        NoPhotosError,
-        RunFolderError,
-        SceneError,
-        ShardError,
-        WeightsError,
-        ValueError,
-    ) as error:
+    except (RunFolderError, WeightsError, ValueError) as error:  # what the configuration and the data are to blame for
         failure: Exception = error
         code, message = 2, str(error)
     except (CheckpointError, NonFiniteLossError, OSError) as error:

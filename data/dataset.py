@@ -46,7 +46,7 @@ JITTERED, DEVELOPED, UNTOUCHED = range(3)
 """How a view's input is made: by colour jitter, by a camera, not at all."""
 
 
-class NoPhotosError(Exception):
+class NoPhotosError(ValueError):
     """A folder without usable photos. The message says what to put where."""
 
 

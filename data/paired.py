@@ -46,7 +46,7 @@ class Pairs(NamedTuple):
     problems: list[Problem]
 
 
-class LayoutError(Exception):
+class LayoutError(ValueError):
     """A folder that is not laid out as the data set that was named. The message says what was looked for."""
 
 

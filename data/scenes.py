@@ -39,7 +39,7 @@ DARKEST = 2.0**-14
 """Light that counts as none."""
 
 
-class SceneError(Exception):
+class SceneError(ValueError):
     """A file of a scene that cannot be used. The message names it and says what is expected."""
 
 

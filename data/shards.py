@@ -30,7 +30,7 @@ INDEX = ".json"
 """What the name of a shard's index ends with, after that of the shard."""
 
 
-class ShardError(Exception):
+class ShardError(ValueError):
     """A shard that cannot be used. The message names it and says what to do."""
 
 
