@@ -30,7 +30,7 @@ from utils.weights import load_weights
 
 CHOICES = {
     "shown_brighter": (0.0, 0.75, 2.25, 3.0),
-    "working_size": (40, 48, 64, 72, 80),
+    "working_size": (36, 40, 48, 64, 72, 80, 84),
     "mirrored": (0,),
     "HELD_BACK": (0.0, 0.3),
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
