@@ -13,7 +13,6 @@ examples:
 """
 
 import argparse
-import copy
 import os
 import sys
 import tempfile
@@ -44,13 +43,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ERROR {error}", file=sys.stderr)
     except Exception as error:  # whatever a checkpoint of other contents leads to
         reason = " ".join(str(error).split())[:300]  # torch lists every tensor on a line of its own
-        what = "merged" if form is write_merged else "exported"
+        what = "written" if form is write_weights else "exported"
         print(f"ERROR {arguments.checkpoint}: cannot be {what}: {reason or type(error).__name__}", file=sys.stderr)
     return 1
 
 
-def write_merged(arguments: argparse.Namespace) -> str:
-    """Write a checkpoint's network, merged if it is not plain, checked, in float32; return a line about it.
+def write_weights(arguments: argparse.Namespace) -> str:
+    """Write a checkpoint's network, plain and checked, in float32; return a line about it.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -60,29 +59,29 @@ def write_merged(arguments: argparse.Namespace) -> str:
     """
     import torch
 
-    from models.daconv import merge_daconv
     from utils.config import config_of_checkpoint
     from utils.training.checkpoint import load_checkpoint
-    from utils.training.release import export, trained_network
+    from utils.training.release import export, plain_network, trained_network
     from utils.training.state import TrainingState
 
     source, output = arguments.checkpoint, arguments.output
     checkpoint = load_checkpoint(source, TrainingState.ENTRIES)
     config = config_of_checkpoint(checkpoint["config"], source=str(source))
     network = trained_network(checkpoint, source).eval()
-    merged = merge_daconv(network) if config.conv == "daconv" else copy.deepcopy(network)
+    plain = plain_network(checkpoint, source).eval()
     photo = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        actual, expected = merged(photo), network.double()(photo.double())
+        actual, expected = plain(photo), network.double()(photo.double())
     difference = max((a - e).abs().max().item() for a, e in zip(actual, expected, strict=True))
     largest = max(e.abs().max().item() for e in expected)
     if not difference <= 1e-4 * max(largest, 1):
-        raise ValueError(f"merged and unmerged outputs differ by {difference:.1e}, of up to {largest:.1e}")
+        raise ValueError(f"what is written and what was trained differ by {difference:.1e}, of up to {largest:.1e}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    export(output, checkpoint, merged, dtype=torch.float32)
-    before, after = (sum(tensor.numel() for tensor in module.parameters()) for module in (network, merged))
+    export(output, checkpoint, plain, dtype=torch.float32)
+    before, after = (sum(tensor.numel() for tensor in module.parameters()) for module in (network, plain))
+    into = f" merged into {after:,}" if config.conv == "daconv" else ""
     return (
-        f"{output}: {config.model}, {before:,} parameters" + (f" merged into {after:,}" * (after != before)) + "; "
+        f"{output}: {config.model}, {before:,} parameters{into}; "
         f"largest difference on random input {difference:.1e}, of outputs up to {largest:.2f}"
     )
 
@@ -158,7 +157,7 @@ def corrector_of(path: Path) -> tuple["Corrector", dict[str, Any]]:
     return corrector, facts
 
 
-FORMS = {".safetensors": write_merged, ".onnx": write_onnx_file}
+FORMS = {".safetensors": write_weights, ".onnx": write_onnx_file}
 """What writes each form, by the file's ending; it takes the arguments and returns a line about what it wrote."""
 
 
@@ -191,9 +190,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"-o {arguments.output}: the name must end in {' or '.join(FORMS)}")
     if arguments.output.suffix == ".safetensors":
         if arguments.checkpoint.suffix == ".safetensors":
-            parser.error(
-                f"{arguments.checkpoint}: a weights file is merged already: give the checkpoint, best.pt or last.pt"
-            )
+            parser.error(f"{arguments.checkpoint}: a weights file already: give the checkpoint, best.pt or last.pt")
         if arguments.curves or arguments.half:
             parser.error("--curves and --half are for NAME.onnx")
     if os.path.lexists(arguments.output) and not arguments.overwrite:

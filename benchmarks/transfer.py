@@ -116,7 +116,7 @@ def guided_filter(guide: Tensor, target: Tensor, radius: int, epsilon: float) ->
 
 
 def correct_copy(generator: torch.nn.Module, photo: torch.Tensor) -> torch.Tensor:
-    """Return what the network itself makes of a photo `(1, 3, H, W)`, in [0, 1], nothing held back."""
+    """Return what the network itself makes of a photo `(1, 3, H, W)`, in [0, 1], neither held back nor mirrored."""
     with torch.inference_mode():
         output: torch.Tensor = generator(Corrector(generator, max(photo.shape)).shown(photo))[0]
     return output.float().clamp(0, 1).cpu()

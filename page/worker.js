@@ -30,7 +30,7 @@ const open = async (name, failure) => {
   const options = {executionProviders: [isGpu ? "webgpu" : "wasm"], graphOptimizationLevel: isGpu ? "basic" : "disabled", logSeverityLevel: 3};
   session = await ort.InferenceSession.create(new URL("model.onnx", import.meta.url).href, options);
   const {height, width, means} = facts.trial, count = height * width;
-  const maps = await run(Float32Array.from({length: 3 * count}, (_, i) => 37 * i % 256 / 255), height, width, UNIT);
+  const maps = await run(Float32Array.from({length: 3 * count}, (_, i) => 37 * i % 256 / 255), height, width, UNIT);  // as `trial` in site.py
   const mean = map => maps.subarray(map * count, (map + 1) * count).reduce((sum, value) => sum + value, 0) / count;
   if (!means.every((value, map) => Math.abs(mean(map) - value) < 0.01)) throw new Error("the network's output is wrong");
   runtime = name;

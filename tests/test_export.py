@@ -152,7 +152,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_named_and_nothing_is_written(chec
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{run}/best.safetensors", "-o", "{run}/new.safetensors"], "merged already"),
+        (["{run}/best.safetensors", "-o", "{run}/new.safetensors"], "a weights file already"),
         (["{run}/best.pt", "-o", "{run}/new.pt"], "must end in .safetensors"),
         (["{run}/best.pt", "-o", "{run}/best.safetensors"], "--overwrite"),
         (["{run}/best.pt"], "say what to write"),

@@ -218,7 +218,7 @@ def test_usage_and_what_is_missing(tmp_path, capsys, monkeypatch):
         ([], "say what to write"),
         (["-o", "x.onnx", "--page", "site"], "say what to write"),
         (["-o", "x.pb"], "must end in .safetensors or .onnx"),
-        (["-o", "x.safetensors", "--curves"], "merged already"),
+        (["-o", "x.safetensors", "--curves"], "a weights file already"),
         (["--page", str(tmp_path / "new"), "--half"], "for NAME.onnx"),
         (["--page", str(tmp_path / "site")], "--overwrite"),
     ):

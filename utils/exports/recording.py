@@ -452,8 +452,9 @@ def _narrow(r: Recorder, out: Tensor, x: Tensor, dim: int, start: int, length: i
     return _slices(r, r.name(x), [(dim % x.ndim, start, start + length, 1)])
 
 
-def _flip(r: Recorder, out: Tensor, x: Tensor, *dims: int) -> str:
-    return _slices(r, r.name(x), [(dim % x.ndim, -1, -(2**62), -1) for dim in dims])
+def _flip(r: Recorder, out: Tensor, x: Tensor, *dims: Any) -> str:
+    axes = dims[0] if isinstance(dims[0], tuple | list) else dims
+    return _slices(r, r.name(x), [(axis % x.ndim, -1, -(2**62), -1) for axis in axes])  # to before the first
 
 
 def _slices(r: Recorder, name: str, cuts: list[tuple[int, int, int, int]]) -> str:

@@ -26,7 +26,7 @@ from .reading import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_
 LARGEST_EXPOSURE = 3.0
 """Most stops, either way, by which a correction can be made brighter."""
 LARGEST_BATCH = 16
-"""Small photos of equal size that the network takes at once."""
+"""Small photos of equal size that are run at once; the network takes each with its mirror image."""
 
 Picture = TypeVar("Picture", Image.Image, npt.NDArray[np.uint8], npt.NDArray[np.uint16])
 
@@ -44,7 +44,7 @@ class Predictor:
     Args:
         network: a trained network; its first output is the corrected photo.
         size: longest side in pixels of what the network sees.
-        arithmetic: where and how it runs; None: as photos are corrected.
+        arithmetic: where and how it runs; None: in float32, on a GPU where there is one.
     """
 
     def __init__(self, network: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:

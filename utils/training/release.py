@@ -35,13 +35,24 @@ def trained_network(checkpoint: dict[str, Any], source: Path) -> Network:
     return network
 
 
+def plain_network(checkpoint: dict[str, Any], source: Path) -> nn.Module:
+    """Return the network of a checkpoint with the weights to release, its DAConv layers merged.
+
+    Raises:
+        ConfigError, RuntimeError: as `trained_network`.
+    """
+    network = trained_network(checkpoint, source)
+    is_plain = config_of_checkpoint(checkpoint["config"], source=str(source)).conv == "plain"
+    return network if is_plain else merge_daconv(network)
+
+
 def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = None, **options: Any) -> None:
-    """Write the network of a checkpoint, merged, as the weights file that predict.py reads.
+    """Write the network of a checkpoint, plain, as the weights file that predict.py reads.
 
     Args:
         path: NAME.safetensors.
         checkpoint: what `TrainingState.state_dict` returned.
-        plain: the checkpoint's network, if it has been merged already.
+        plain: the checkpoint's network, if the caller has it.
         options: those of `save_weights`.
 
     Raises:
@@ -50,8 +61,7 @@ def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = Non
     """
     config = config_of_checkpoint(checkpoint["config"], source=str(path))
     if plain is None:
-        network = trained_network(checkpoint, path)
-        plain = merge_daconv(network) if config.conv == "daconv" else network
+        plain = plain_network(checkpoint, path)
     shown_brighter: Any = plain.shown_brighter
     values = config.to_dict()
     save_weights(
