@@ -182,6 +182,11 @@ def test_what_cannot_be_written_is_said_and_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_photos_turned_over_are_followed(tmp_path):
+    for does in (lambda x: x.flip(2).sqrt(), lambda x: x.flip((2, -1)).sqrt(), lambda x: torch.flip(x, [-2]).sqrt()):
+        assert write_onnx(tmp_path / "x.onnx", Corrector(Strange(does), 48), {}).difference < 1e-4
+
+
 def test_sizes_are_computed_as_python_computes_them():
     class Sizes(nn.Module):
         def forward(self, photo):

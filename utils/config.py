@@ -100,7 +100,8 @@ class Config:
     """Processes that decode and crop photos for each training process; 0: it does so itself."""
 
     photo_cache_dir: str = ".cache/photos"
-    """Folder in which decoded photos are kept between epochs and runs, as long as there is room."""
+    """Folder in which decoded photos are kept between epochs and runs, as long as there is room; views are the
+    same with and without."""
 
     photo_cache_gigabytes: float = _between(0, 1e6, default=20.0)
     """Room for decoded photos, in GB; 0: decode every time."""
