@@ -148,7 +148,8 @@ def corrector_of(path: Path) -> tuple["Corrector", dict[str, Any]]:
     facts = {
         "model": model,
         "working_size": corrector.working_size,
-        "curves": "rational quadratic through (0, 0) and (1, 1), shared falls 0.3; logarithms of the slopes at 0 and 1",
+        "curves": "rational quadratic through (0, 0) and (1, 1) of a levelled photo, shared falls 0.3; "
+        "logarithms of the slopes at 0 and 1, and of the gain that levels",
         "colours": "sRGB, [0, 1]",
         "weights": path.name,
         "weights_sha256": sha256(path),

@@ -37,13 +37,14 @@ CHOICES = {
     "NOISE": (0.0, 1 / 255, 3 / 255),
     "COLOURED": (1e-6, 12 / 255, 48 / 255),  # the first as good as 0, by which it cannot divide
     "IN_COMMON": (0.0, 1.0),
+    "LEVEL": (1.0, 2.0, 4.0),
     "WINDOW": (8, 3),
     "BRIGHTEST": (8.0, 32.0),
     "DARKEST": (3.0, 16.0),
     "RIDGE": (1e-5, 1e-3),
 }
 CONSTANTS = {
-    **dict.fromkeys(("SHARED_FALL", "IN_COMMON", "WINDOW", "BRIGHTEST", "DARKEST", "RIDGE"), curves),
+    **dict.fromkeys(("SHARED_FALL", "IN_COMMON", "LEVEL", "WINDOW", "BRIGHTEST", "DARKEST", "RIDGE"), curves),
     **dict.fromkeys(("NOISE", "COLOURED"), grain),
     "HELD_BACK": corrector,
 }

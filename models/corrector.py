@@ -47,7 +47,7 @@ class Corrector(nn.Module):
         return curves.apply(grain.reduce(photo, maps), maps)
 
     def maps(self, small: Tensor) -> Tensor:
-        """Return the curves `(B, 2, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
+        """Return the curves `(B, 3, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
         corrected = self.corrected(small)
         with torch.autocast(small.device.type, enabled=False):
             return curves.fit(small, corrected)

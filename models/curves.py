@@ -15,6 +15,14 @@ multiplied by no more than the curve multiplies t by, which lies between it and 
     y = x min(r(x), r(t)), t = x - SHARED_FALL (x - darkest), r(x) = (x + s (1 - x)) / (1 + (s + w - 2) x (1 - x)).
 
 Greys, and what is only brightened (r falls), are as by the curve itself.
+
+Such curves flatten the lights of a dark photo in which nothing is near white. So the whole photo is levelled first: it
+is brightened by the gain g >= 1 that brings its brightest parts as far as the correction does,
+
+    y = g x / sqrt(1 + (g² - 1) x²),
+
+which multiplies x / sqrt(1 - x²) by g and is nearly straight until it comes near white; black and white stay. The
+logarithm of g is a third map, the same everywhere.
 """
 
 import math
@@ -33,6 +41,10 @@ IN_COMMON = 0.5
 """How far the curves of a channel are drawn to the mean of all: a change of exposure moves no hue."""
 SHARED_FALL = 0.3
 """How far t lies from a channel towards the darkest one of its pixel."""
+LEVEL = 3.0
+"""Largest gain by which a photo is levelled: nearly four stops of light."""
+POWER = 16
+"""Of the mean that tells how bright the brightest parts are: a lamp has a say, a speck of light has little."""
 RIDGE = 1e-4
 """Mean square of what is fitted below which a window takes a plain gain of the odds rather than a fit."""
 
@@ -45,14 +57,18 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
         corrected: `(B, C, H, W)` float, its correction; clipped to [0, 1].
 
     Returns:
-        `(B, 2, C, H, W)` float32: the logarithms of the slopes at black and at white, 0 where nothing is corrected.
+        `(B, 3, C, H, W)` float32: the logarithms of the slopes at black and at white, and of the gain by which the
+        photo is levelled; 0 where nothing is corrected.
 
-    In each window, first the gain g of the odds that relates the two on average: a ratio of sums in which black and
-    white have no say; where it is below 1, t is read. Then slopes g (1 + a) and (1 + b) / g by least squares, with a
-    ridge that keeps a and b small where a window is flat; the curve's equation is linear in its slopes once multiplied
-    by its denominator. The slopes of the windows that see a pixel are averaged, and drawn to the other channels'.
+    The curves lead from the levelled copy to the correction. In each window, first the gain g of the odds that relates
+    the two on average: a ratio of sums in which black and white have no say; where it is below 1, t is read. Then
+    slopes g (1 + a) and (1 + b) / g by least squares, with a ridge that keeps a and b small where a window is flat; the
+    curve's equation is linear in its slopes once multiplied by its denominator. The slopes of the windows that see a
+    pixel are averaged, and drawn to the other channels'.
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
+    white = (_brightest(y) / _brightest(x)).clamp(1, LEVEL)
+    x = level(x, white)
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
     radius = torch.sym_max(rounded(longest, WINDOW), 1)
     both = x * y
@@ -78,7 +94,18 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     at_black = (gain * (1 + a)).clamp(1 / DARKEST, BRIGHTEST)
     at_white = ((1 + b) / gain).clamp(1 / BRIGHTEST, DARKEST)
     maps = box_mean(torch.cat((at_black, at_white), dim=1).log(), radius).unflatten(1, (2, -1))
-    return maps + IN_COMMON * (maps.mean(dim=2, keepdim=True) - maps)
+    maps = maps + IN_COMMON * (maps.mean(dim=2, keepdim=True) - maps)
+    return torch.cat((maps, white.log()[:, None].expand_as(maps[:, :1])), dim=1)
+
+
+def _brightest(x: Tensor) -> Tensor:
+    """Return the mean `(B, 1, 1, 1)` of the brightest channels of `(B, C, H, W)`, in which the brightest count most."""
+    return (x.amax(dim=1).pow(POWER).mean(dim=(1, 2)) + 1e-32).pow(1 / POWER)[:, None, None, None]
+
+
+def level(photo: Tensor, gain: Tensor) -> Tensor:
+    """Return a photo `(B, C, H, W)` in [0, 1] brightened by gains `(B, 1, 1, 1)`: by 1, as it is, to the bit."""
+    return gain * photo / (1 + (gain.square() - 1) * photo.square()).sqrt()
 
 
 def _gain(below: Tensor, above: Tensor) -> Tensor:
@@ -92,18 +119,18 @@ def _towards_darkest(x: Tensor) -> Tensor:
 
 
 def adjust(maps: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
-    """Return curves `(B, 2, C, H, W)` of another strength and brightness, of the same kind.
+    """Return curves `(B, 3, C, h, w)` of another strength and brightness, of the same kind.
 
     Args:
         maps: as `fit` returns them.
-        strength: from 0, no correction, to 1; it multiplies the logarithms of the slopes.
+        strength: from 0, no correction, to 1; it multiplies the logarithms.
         exposure: stops brighter, or darker if negative; exact for a grey card in sRGB, up to two.
     """
     shift = _log_odds_of_grey(torch.as_tensor(exposure, dtype=maps.dtype, device=maps.device)) - _log_odds_of_grey(
         maps.new_zeros(())
     )
-    at_black, at_white = (strength * maps).unbind(dim=1)
-    return torch.stack((at_black + shift, at_white - shift), dim=1)
+    at_black, at_white, gain = (strength * maps).unbind(dim=1)
+    return torch.stack((at_black + shift, at_white - shift, gain), dim=1)
 
 
 def _log_odds_of_grey(stops: Tensor) -> Tensor:
@@ -113,12 +140,12 @@ def _log_odds_of_grey(stops: Tensor) -> Tensor:
 
 
 def apply(photo: Tensor, maps: Tensor) -> Tensor:
-    """Return a photo `(B, C, H, W)` in [0, 1] of any size under curves `(B, 2, C, h, w)`, in float32.
+    """Return a photo `(B, C, H, W)` in [0, 1] of any size under curves `(B, 3, C, h, w)`, in float32.
 
     The slopes are interpolated bilinearly to the photo's size. Black stays black and white stays white.
     """
-    x = photo.float()
-    slopes = maps.float().exp().flatten(1, 2)  # (B, 2 C, h, w)
+    x = level(photo.float(), maps[:, 2, :1, :1, :1].float().exp())
+    slopes = maps[:, :2].float().exp().flatten(1, 2)  # (B, 2 C, h, w)
     if slopes.shape[-2:] != x.shape[-2:]:
         slopes = F.interpolate(slopes, x.shape[-2:], mode="bilinear")
     at_black, at_white = slopes.chunk(2, dim=1)

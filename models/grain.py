@@ -24,14 +24,14 @@ COLOURED = 24 / 255
 
 
 def lifts(maps: Tensor) -> Tensor:
-    """Return by how much grain is to be reduced, `(B, 1, h, w)` from 0 to 1, under curves `(B, 2, C, h, w)`."""
-    at_black, at_white = maps.mean(dim=2).unbind(dim=1)
-    stops = (at_black - at_white) / (2 * math.log(2))  # of the odds
+    """Return by how much grain is to be reduced, `(B, 1, h, w)` from 0 to 1, under curves `(B, 3, C, h, w)`."""
+    at_black, at_white, gain = maps.mean(dim=2).unbind(dim=1)
+    stops = ((at_black - at_white) / 2 + gain) / math.log(2)  # of the odds
     return (stops - LIFT).clamp(0, 1)[:, None]
 
 
 def reduce(photo: Tensor, maps: Tensor) -> Tensor:
-    """Return a photo `(B, C, H, W)` in [0, 1] with less of the grain that curves `(B, 2, C, h, w)` lift, in float32.
+    """Return a photo `(B, C, H, W)` in [0, 1] with less of the grain that curves `(B, 3, C, h, w)` lift, in float32.
 
     Each channel's difference from its mean over 3 × 3 pixels, weighted (1, 2, 1) both ways, is removed: all of it up to
     `NOISE`, none from twice that on, and as much of this as `lifts` says. White stays, and so does black, unless it is

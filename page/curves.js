@@ -10,14 +10,15 @@ const logOddsOfGrey = stops => {
   return Math.log(x / (1 - x)) + Math.LN2 * Math.max(stops - 2, 0);
 };
 
-// Slopes at black and at white of curves of a strength in [0, 1] and an exposure in stops.
-// maps: {values: (2, 3, height, width) logarithms, height, width}. Returns {black, white}: (height, width, 4); the last of
-// black is by how much grain is to be reduced, the last of white is unused.
+// Slopes at black and at white of curves of a strength in [0, 1] and an exposure in stops, and the gain that levels the photo.
+// maps: {values: (3, 3, height, width) logarithms, height, width}. Returns {black, white, gain}: (height, width, 4) twice; the
+// last of black is by how much grain is to be reduced, the last of white is unused; and a number.
 export const slopes = (maps, strength, exposure) => {
   const count = maps.height * maps.width, shift = logOddsOfGrey(exposure) - logOddsOfGrey(0);
   const black = new Float32Array(4 * count).fill(1), white = new Float32Array(4 * count).fill(1);
+  const gain = strength * maps.values[6 * count];
   for (let i = 0; i < count; i++) {
-    let stops = 0;
+    let stops = gain / Math.LN2;
     for (let channel = 0; channel < 3; channel++) {
       const atBlack = strength * maps.values[channel * count + i] + shift;
       const atWhite = strength * maps.values[(channel + 3) * count + i] - shift;
@@ -27,8 +28,9 @@ export const slopes = (maps, strength, exposure) => {
     }
     black[4 * i + 3] = Math.min(Math.max(stops - LIFT, 0), 1);
   }
-  return {black, white};
+  return {black, white, gain: Math.exp(gain)};
 };
+
 
 // Where a row or column of a picture lies between two of its maps: bilinear interpolation, pixel centres at halves.
 const between = (index, length, count) => {
@@ -39,7 +41,7 @@ const between = (index, length, count) => {
 
 // Correct RGBA pixels of 8 bits in place; transparency stays.
 export const applyCurves = (pixels, width, height, maps, strength, exposure) => {
-  const {black, white} = slopes(maps, strength, exposure);
+  const {black, white, gain} = slopes(maps, strength, exposure);
   // With X = 255 x and P = X (255 - T):  255 x r(t) = (X + P (s - 1) / 255) / (1 + T (255 - T) (s + w - 2) / 255²)
   const row = 7 * width, wide = new Float32Array(maps.height * row);
   for (let x = 0; x < width; x++) {
@@ -76,6 +78,7 @@ export const applyCurves = (pixels, width, height, maps, strength, exposure) => 
       const toGreen = lift * Math.max(1 - Math.max(x[0], x[1], x[2]) / (255 * COLOURED), 0) ** 2;
       x[0] += toGreen * (x[1] - x[0]);
       x[2] += toGreen * (x[1] - x[2]);
+      if (gain > 1) for (let c = 0; c < 3; c++) x[c] *= gain / Math.sqrt(1 + (gain * gain - 1) * x[c] * x[c] / 65025);
       const darkest = Math.min(x[0], x[1], x[2]);
       for (let c = 0; c < 3; c++) {
         const X = x[c], T = X - SHARED_FALL * (X - darkest), s = curves[c], w = curves[3 + c];

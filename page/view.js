@@ -10,7 +10,7 @@ const float NOISE = ${NOISE.toFixed(9)}, BLACK = ${BLACK.toFixed(9)}, COLOURED =
 const float SHARED_FALL = ${SHARED_FALL.toFixed(9)};
 uniform sampler2D photo, black, white;  // the photo; slopes of its curves at black, and how much less grain; at white
 uniform vec4 place;  // of the photo on the canvas: left, top, width, height
-uniform float height, split;  // of the canvas; where after begins
+uniform float height, split, gain;  // of the canvas; where after begins; that levels the photo
 out vec4 colour;
 vec3 near(vec4 scale, vec2 uv, int right, int down) {
   return textureGrad(photo, uv + vec2(right, down) / vec2(textureSize(photo, 0)), scale.xy, scale.zw).rgb;
@@ -38,6 +38,7 @@ void main() {
       float toGreen = max(1.0 - max(y.r, max(y.g, y.b)) / COLOURED, 0.0);
       y = mix(y, vec3(y.g), s.a * toGreen * toGreen);
     }
+    y *= gain / sqrt(1.0 + (gain * gain - 1.0) * y * y);
     vec3 t = mix(y, vec3(min(y.r, min(y.g, y.b))), SHARED_FALL);
     y *= min(ratio(y, s.rgb, w), ratio(t, s.rgb, w));
   }
@@ -59,7 +60,7 @@ class GlView {
     gl.linkProgram(program);
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) throw new Error(gl.getProgramInfoLog(program) ?? "no shader");
     gl.useProgram(program);
-    this.uniforms = Object.fromEntries(["place", "height", "split"].map(name => [name, gl.getUniformLocation(program, name)]));
+    this.uniforms = Object.fromEntries(["place", "height", "split", "gain"].map(name => [name, gl.getUniformLocation(program, name)]));
     this.textures = ["photo", "black", "white"].map((name, unit) => {
       gl.uniform1i(gl.getUniformLocation(program, name), unit);
       const texture = gl.createTexture();
@@ -87,7 +88,8 @@ class GlView {
   }
 
   setCurves(maps, strength, exposure) {
-    const {gl} = this, {black, white} = slopes(maps, strength, exposure);
+    const {gl} = this, {black, white, gain} = slopes(maps, strength, exposure);
+    gl.uniform1f(this.uniforms.gain, gain);
     for (const [unit, values] of [[1, black], [2, white]]) {
       this.bind(unit, this.textures[unit]);
       gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA16F, maps.width, maps.height, 0, gl.RGBA, gl.FLOAT, values);

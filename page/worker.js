@@ -88,7 +88,7 @@ const decode = async file => {
   return {found, colours, pixels, width, height};
 };
 
-// The curves of a small copy (3, height, width) in [0, 1]: logarithms (2, 3, height, width).
+// The curves of a small copy (3, height, width) in [0, 1]: logarithms (3, 3, height, width).
 const run = async (values, height, width, toSrgb) => {
   const {curves} = await session.run({
     small: new ort.Tensor("float32", values, [1, 3, height, width]),

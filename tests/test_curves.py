@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +19,14 @@ def to_tensor(pixels):
     return torch.from_numpy(pixels.astype(np.float64) / white).permute(2, 0, 1)[None]
 
 
-def of_slopes(at_black, at_white, size=(1, 1)):
-    """The same curve everywhere and for each channel, `(1, 2, 3, h, w)`."""
-    return torch.tensor([at_black, at_white]).log()[None, :, None, None, None].expand(1, 2, 3, *size)
+def with_gain(maps, gain=1.0):
+    """Curves `(1, 3, C, h, w)` of slopes `(1, 2, C, h, w)`, as logarithms, and a gain."""
+    return torch.cat((maps, torch.full_like(maps[:, :1], gain).log()), dim=1)
+
+
+def of_slopes(at_black, at_white, gain=1.0):
+    """The same curve everywhere and for each channel, `(1, 3, 3, 1, 1)`."""
+    return with_gain(torch.tensor([at_black, at_white]).log()[None, :, None, None, None].expand(1, 2, 3, 1, 1), gain)
 
 
 def applied(pixels, maps, **options):
@@ -47,6 +53,26 @@ def test_curves_are_monotone_and_run_through_black_and_white(at_black, at_white)
     assert torch.allclose(ends, torch.tensor([at_black, at_white]), rtol=0.02)
 
 
+@pytest.mark.parametrize("gain", [1.5, 4.0])
+def test_a_levelled_photo_keeps_black_white_and_order(gain):
+    ramp = torch.linspace(0, 1, 1025).expand(1, 3, 1, -1)
+    result = curves.apply(ramp, of_slopes(1.0, 1.0, gain))[0, 0, 0].double()
+    x = ramp[0, 0, 0].double()
+    assert result[0] == 0 and result[-1] == pytest.approx(1, abs=1e-6)
+    assert (result.diff() > 0).all()
+    assert (result - gain * x / (1 + (gain**2 - 1) * x**2).sqrt()).abs().max() < 1e-6
+    assert result[64] / x[64] > 0.96 * gain  # nearly straight
+
+
+def test_a_dark_photo_without_lights_gets_them():
+    pixels = np.array(picture(90, 60))
+    photo, small = to_tensor(pixels).float(), small_of(pixels)
+    maps = curves.fit(0.4 * small, small)
+    assert maps[:, 2].exp().unique().item() == pytest.approx(1 / 0.4)
+    assert (curves.apply(0.4 * photo, maps) - photo).abs().mean() < 0.02
+    assert curves.fit(small, 0.3 * small)[:, 2].eq(0).all()  # what is darkened is not levelled
+
+
 @pytest.mark.parametrize(("at_black", "at_white"), SLOPES[:3] + SLOPES[5:])
 def test_a_curve_is_found_again(at_black, at_white):
     small = small_of(np.array(picture(90, 60)))
@@ -65,7 +91,8 @@ def test_no_change_is_exact_even_where_the_photo_is_flat_black_or_white(dtype):
     assert np.array_equal(applied(pixels, curves.fit(small, small)), pixels)
 
 
-def test_a_change_of_one_channel_is_shared_in_part():
+def test_a_change_of_one_channel_is_shared_in_part(monkeypatch):
+    monkeypatch.setattr(curves, "LEVEL", 1.0)  # its gain is one of all channels
     small = small_of(np.array(picture(90, 60)))
     alone = curves.fit(small[:, :1], curves.apply(small, of_slopes(4.0, 1 / 4))[:, :1])
     wish = torch.cat((curves.apply(small, of_slopes(4.0, 1 / 4))[:, :1], small[:, 1:]), dim=1)
@@ -106,7 +133,10 @@ def test_dark_detail_is_not_blurred():
     pixels = np.random.default_rng(0).integers(18, 23, (256, 256, 3)).astype(np.uint8)
     small = small_of(pixels, (32, 32))
     steeper = applied(pixels, curves.fit(small, 6 * small)).std() / pixels.std()
-    assert steeper == pytest.approx(6 * (1 - 6 * 20 / 255) / (1 - 20 / 255), rel=0.1)  # the slope of a gain of odds
+    x, gain = 20 / 255, curves.LEVEL
+    levelled, slope = gain * x / math.sqrt(1 + (gain**2 - 1) * x**2), gain / (1 + (gain**2 - 1) * x**2) ** 1.5
+    slope *= 6 * x * (1 - 6 * x) / (levelled * (1 - levelled))  # that of a gain of odds
+    assert steeper == pytest.approx(slope, rel=0.02) and slope > 3.9
 
 
 def test_a_colour_next_to_white_falls_with_its_darkest_channel():
@@ -196,14 +226,14 @@ def test_strength_and_exposure():
 def test_a_stop_is_a_stop_on_a_grey_card():
     card = from_linear(torch.full((1, 3, 1, 1), 0.18))
     for stops in (-3, -2, -1, 0.5, 1, 2):
-        light = to_linear(curves.apply(card, curves.adjust(torch.zeros(1, 2, 3, 1, 1), 1.0, float(stops))))
+        light = to_linear(curves.apply(card, curves.adjust(of_slopes(1.0, 1.0), 1.0, float(stops))))
         assert (light / 0.18).log2().mean().item() == pytest.approx(stops, abs=0.01)
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.2])
 def test_strips_leave_no_seam(monkeypatch, spread):
-    pixels, maps = np.array(picture(101, 97)), spread * torch.randn(1, 2, 3, 7, 9)
-    maps[..., 4:] += torch.tensor([1.5, -1.5])[:, None, None, None]  # brighter there, and not much darker
+    pixels, maps = np.array(picture(101, 97)), with_gain(spread * torch.randn(1, 2, 3, 7, 9), 1.5)
+    maps[:, :2, ..., 4:] += torch.tensor([1.5, -1.5])[:, None, None, None]  # brighter there, and not much darker
     whole = applied(pixels, maps, less_grain=True)
     for values in (1, 1000, 5000, 10**9):
         monkeypatch.setattr(full_size, "STRIP", values)
@@ -212,12 +242,14 @@ def test_strips_leave_no_seam(monkeypatch, spread):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [(50, 61), (1, 1), (1, 40), (40, 1)])
-def test_files_get_what_tensors_get(dtype, size):
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+def test_files_get_what_tensors_get(dtype, size, gain):
     rng = np.random.default_rng(0)
     white = np.iinfo(dtype).max
     pixels = rng.integers(0, white + 1, (*size, 3)).astype(dtype)
     pixels[0, 0] = white
     maps = torch.randn(1, 2, 3, 7, 9, generator=torch.Generator().manual_seed(0)).clamp(-2.77, 2.77)
+    maps = with_gain(maps, gain)
     expected = curves.apply(to_tensor(pixels), maps)[0].permute(1, 2, 0).double().numpy() * white
     bound = 0.51 if dtype == np.uint8 else 0.52  # half a step, and float32's rounding of 65535
     assert np.abs(applied(pixels, maps) - expected).max() <= bound
@@ -232,13 +264,14 @@ def test_files_lose_the_grain_that_tensors_lose(dtype, size, channels):
     pixels[: size[0] // 2] = white // 255 * rng.integers(0, 3, (size[0] // 2, *pixels.shape[1:]))
     pixels[-1, -1] = white
     maps = torch.stack((torch.rand(channels, 7, 9) + 0.5, -torch.rand(channels, 7, 9) - 0.5))[None]  # 0.7 to 2.2 stops
+    maps = with_gain(maps, 1.2)
     tensor = to_tensor(pixels)
     expected = curves.apply(grain.reduce(tensor, maps), maps)[0].permute(1, 2, 0).double().numpy() * white
     assert np.abs(applied(pixels, maps, less_grain=True) - expected).max() <= 0.55 * max(1, white / 65535 * 2)
 
 
 def test_arrays_that_are_not_contiguous_are_corrected_too():
-    maps = torch.randn(1, 2, 3, 7, 9)
+    maps = with_gain(torch.randn(1, 2, 3, 7, 9), 2.0)
     pixels = np.array(picture(101, 97))
     turned = pixels.swapaxes(0, 1)
     expected = applied(np.ascontiguousarray(turned), maps)
@@ -262,7 +295,7 @@ def test_every_value_is_within_half_a_step_of_the_equation(dtype, at_black, at_w
 def test_images_arrays_and_depths_agree(mode):
     image = picture(101, 67).convert(mode)
     channels = len(image.getbands())
-    maps = torch.randn(1, 2, channels, 7, 9)
+    maps = with_gain(torch.randn(1, 2, channels, 7, 9), 2.0)
     pixels = np.array(image).reshape(67, 101, channels)
     expected = applied(pixels, maps)
     apply_curves(image, maps[0])

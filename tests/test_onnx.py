@@ -113,7 +113,7 @@ def test_curves_for_programs_that_apply_them_themselves(tmp_path):
     small = shrink(photo, 48)
     for path in (whole, half):
         maps = torch.from_numpy(run(path, small=small))
-        assert maps.shape == (1, 2, 3, 48, 32)
+        assert maps.shape == (1, 3, 3, 48, 32)
         applied = curves.apply(grain.reduce(photo, maps), maps)
         assert (applied - predictor.correct(photo)).abs().max() < 1e-4
 
@@ -260,7 +260,7 @@ def test_the_page_is_assembled(tmp_path):
         assert size == sum((tmp_path / "site" / name).stat().st_size for name in files)
         assert {"index.html", "model.onnx", "files.js", *runtimes} <= files and "package.json" not in files
         told = json.loads((tmp_path / "site" / "model.json").read_text())
-        assert len(told.pop("trial")["means"]) == 6 and told == facts
+        assert len(told.pop("trial")["means"]) == 9 and told == facts
         version, listed, _ = (tmp_path / "site" / "files.js").read_text().splitlines()
         kept = set(json.loads(listed.removeprefix("self.FILES = ").removesuffix(";")))
         assert kept == files - {"index.html", "service-worker.js", "files.js", *runtimes} | {"./"}

@@ -201,7 +201,7 @@ def test_predict_puts_its_settings_and_curves_into_the_page(tmp_path, monkeypatc
         for name, knots in (("a.jpg", [3, 22, 32]), ("b.png", [1, 32, 22])):
             facts = rows(page)[name][0]
             assert facts["knots"] == knots
-            assert len(base64.b64decode(facts["curves"])) == 4 * np.prod(knots)  # two maps of two bytes
+            assert len(base64.b64decode(facts["curves"])) == 6 * np.prod(knots)  # three maps of two bytes
 
 
 def test_histograms_show_what_was_changed():

@@ -61,7 +61,7 @@ class CurvesOfColours(nn.Module):
         self.corrector = corrector
 
     def forward(self, small: Tensor, to_srgb: Tensor) -> Tensor:
-        """Return curves `(B, 2, 3, h, w)`, as `models.curves.fit` has them.
+        """Return curves `(B, 3, 3, h, w)`, as `models.curves.fit` has them.
 
         Args:
             small: `(B, 3, h, w)` in [0, 1].
@@ -94,7 +94,7 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Curves(nn.Module):
-    """A corrector's curves of small copies in sRGB: `(B, 3, h, w)` in [0, 1] to `(B, 2, 3, h, w)`."""
+    """A corrector's curves of small copies in sRGB: `(B, 3, h, w)` in [0, 1] to `(B, 3, 3, h, w)`."""
 
     def __init__(self, corrector: Corrector) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def _model(module: nn.Module, inputs: dict[str, Tensor]) -> Any:
         helper.make_tensor_value_info(key, TensorProto.FLOAT, FREE if value.ndim == 4 else [*value.shape])
         for key, value in inputs.items()
     ]
-    output, shape = ("corrected", FREE) if "photo" in inputs else ("curves", (FREE[0], 2, *FREE[1:]))
+    output, shape = ("corrected", FREE) if "photo" in inputs else ("curves", (FREE[0], 3, *FREE[1:]))
     result = helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)
     nodes = [helper.make_node(node.operator, node.inputs, node.outputs, **node.attributes) for node in graph.nodes]
     nodes.append(helper.make_node("Identity", [name], [output]))

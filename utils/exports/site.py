@@ -37,7 +37,7 @@ def find_runtime(source: Path) -> Path:
 
 
 def trial(module: CurvesOfColours) -> dict[str, Any]:
-    """Return the size of a small copy, whose values in [0, 1] the page makes, and the means of its six maps."""
+    """Return the size of a small copy, whose values in [0, 1] the page makes, and the means of its nine maps."""
     height, width = TRIAL
     small = (torch.arange(3 * height * width) * 37 % 256 / 255).view(1, 3, height, width)
     with torch.inference_mode():

@@ -33,7 +33,7 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor, *, less_grain: bool = 
 
     Args:
         photo: an image in mode "L" or "RGB", or an `(H, W, C)` array of uint8 or uint16, of any size.
-        maps: `(2, C, h, w)` on the CPU, as `models.curves.fit` returns them for one photo.
+        maps: `(3, C, h, w)` on the CPU, as `models.curves.fit` returns them for one photo.
         less_grain: reduce grain, and colour next to black, where they lift them, before.
     """
     if isinstance(photo, Image.Image):
@@ -65,12 +65,14 @@ def apply_curves(photo: Image.Image | Deep, maps: Tensor, *, less_grain: bool = 
 class _Strips:
     """What strips are corrected with: maps, and buffers that are allocated once.
 
-    With X = white x, T = white t and U = 1 - t:  white x r(t) = (X + (s - 1) X U) / (1 + (s + w - 2) T U / white).
+    With X = white x of the levelled photo, T = white t and U = 1 - t:
+        white x r(t) = (X + (s - 1) X U) / (1 + (s + w - 2) T U / white).
     For 16 bits, U is white times that, which has no difference of nearly equal numbers near white.
     """
 
     def __init__(self, maps: Tensor, width: int, height: int, channels: int, white: int, less_grain: bool) -> None:
-        at_black, at_white = maps.float().exp()  # (C, h, w)
+        at_black, at_white = maps[:2].float().exp()  # (C, h, w)
+        self.gain = math.exp(maps[2, 0, 0, 0])
         self.is_shallow = white == 255
         self.maps = torch.stack((at_black - 1, (at_black + at_white - 2) / white)) / (1 if self.is_shallow else white)
         self.height, self.width, self.channels = height, width, channels
@@ -121,6 +123,8 @@ class _Strips:
             self._reduce_grain(count, rows)
             if self.channels > 1:
                 self._fade(count)
+        if self.gain > 1:
+            self._level(count)
         part = slice(0)  # the values of a row that may fall with others
         if spans := [span for row in near if (span := self.falls[row])]:
             part = slice(*(self.channels * end for end in (min(spans)[0], max(right for _, right in spans))))
@@ -170,6 +174,13 @@ class _Strips:
         np.multiply(share.numpy(), self.curves[2, :count].numpy()[:, ::3], out=share.numpy())
         np.copyto(pixels[..., 0], red.lerp_(green, share).numpy())
         np.copyto(pixels[..., 2], blue.lerp_(green, share).numpy())
+
+    def _level(self, count: int) -> None:
+        """Level X, as `models.curves.level` does."""
+        x, product = self.ends[0, 1 : count + 1], self.product[:count]
+        torch.mul(x, x, out=product)
+        share = self.gain**-2
+        x.mul_(product.mul_((1 - share) / self.largest**2).add_(share).rsqrt_())
 
     def _shared(self, count: int, part: slice) -> Tensor:
         """Return white x r(t) + 1/2 in part of the rows."""

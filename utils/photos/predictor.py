@@ -179,7 +179,7 @@ class Predictor:
         apply_curves(pixels, maps, less_grain=True)
 
     def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
-        """Return a photo's correction as curves `(2, C, h, w)` in its own colours, as `models.curves.fit` has them."""
+        """Return a photo's correction as curves `(3, C, h, w)` in its own colours, as `models.curves.fit` has them."""
         small = reduced(pixels, self.size)
         photo = to_srgb(small, profile)
         seen = _to_tensor(photo)

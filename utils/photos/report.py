@@ -74,7 +74,7 @@ class Report:
             seconds: how long it took; 0 if it was there already.
             before: a small copy, "RGB" in sRGB.
             after: the same, corrected.
-            curves: `(2, 1 or 3, h, w)`, as `models.curves.fit` returns them for the copy before; with them, the page's
+            curves: `(3, 1 or 3, h, w)`, as `models.curves.fit` returns them for the copy before; with them, the page's
                 sliders act on the photo.
         """
         facts: dict[str, object] = {"width": size[0], "height": size[1], "seconds": seconds}
