@@ -169,6 +169,11 @@ def test_grain_is_reduced_where_it_is_lifted_and_edges_stay():
     assert less.std() / photo.std() > 0.98
 
 
+def test_a_levelled_photo_lifts_its_grain():
+    assert grain.lifts(of_slopes(1.0, 1.0, 3.0)).item() == pytest.approx(math.log2(3) - 1)
+    assert grain.lifts(of_slopes(2.0, 0.5, 1.5)).item() == pytest.approx(math.log2(1.5))
+
+
 def test_black_and_white_have_no_grain():
     photo = torch.zeros(1, 3, 20, 20)
     photo[..., 10:] = 1
