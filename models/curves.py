@@ -60,15 +60,15 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
         `(B, 3, C, H, W)` float32: the logarithms of the slopes at black and at white, and of the gain by which the
         photo is levelled; 0 where nothing is corrected.
 
-    The curves lead from the levelled copy to the correction. In each window, first the gain g of the odds that relates
+    The curves lead from the levelled copy to the correction. In each window, first the gain k of the odds that relates
     the two on average: a ratio of sums in which black and white have no say; where it is below 1, t is read. Then
-    slopes g (1 + a) and (1 + b) / g by least squares, with a ridge that keeps a and b small where a window is flat; the
+    slopes k (1 + a) and (1 + b) / k by least squares, with a ridge that keeps a and b small where a window is flat; the
     curve's equation is linear in its slopes once multiplied by its denominator. The slopes of the windows that see a
     pixel are averaged, and drawn to the other channels'.
     """
     x, y = small.float().contiguous(), corrected.float().clamp(0, 1).contiguous()
-    white = (_brightest(y) / _brightest(x)).clamp(1, LEVEL)
-    x = level(x, white)
+    levelling = (_brightest(y) / _brightest(x)).clamp(1, LEVEL)
+    x = level(x, levelling)
     longest = torch.sym_max(*x.shape[-2:])  # not max: exports follow sizes
     radius = torch.sym_max(rounded(longest, WINDOW), 1)
     both = x * y
@@ -83,7 +83,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     means = box_mean(torch.cat((below, above, *products), dim=1), radius)
     below, above, bb, bw, ww, br, wr = means.chunk(7, dim=1)
     gain = _gain(below, above)
-    # a (g at_black) - b (at_white / g) = rest - g at_black + at_white / g, squared and summed over the window
+    # a (k at_black) - b (at_white / k) = rest - k at_black + at_white / k, squared and summed over the window
     square = gain.square()
     bb, ww = square * bb, ww / square
     aa, ab, b2 = bb + RIDGE, -bw, ww + RIDGE
@@ -95,7 +95,7 @@ def fit(small: Tensor, corrected: Tensor) -> Tensor:
     at_white = ((1 + b) / gain).clamp(1 / BRIGHTEST, DARKEST)
     maps = box_mean(torch.cat((at_black, at_white), dim=1).log(), radius).unflatten(1, (2, -1))
     maps = maps + IN_COMMON * (maps.mean(dim=2, keepdim=True) - maps)
-    return torch.cat((maps, white.log()[:, None].expand_as(maps[:, :1])), dim=1)
+    return torch.cat((maps, levelling.log()[:, None].expand_as(maps[:, :1])), dim=1)
 
 
 def _brightest(x: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ export const slopes = (maps, strength, exposure) => {
   return {black, white, gain: Math.exp(gain)};
 };
 
-
 // Where a row or column of a picture lies between two of its maps: bilinear interpolation, pixel centres at halves.
 const between = (index, length, count) => {
   const position = Math.min(Math.max((index + 0.5) * count / length - 0.5, 0), count - 1);
