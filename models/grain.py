@@ -2,9 +2,8 @@
 
 Curves that brighten by stops multiply the noise of a file, and the steps of its 8 bits, as they multiply its detail.
 Before they do, what differs from its neighbours by no more than noise does is drawn to them; what differs by more, an
-edge or a texture, is left alone. Then the colour of what is nearly black is drawn to grey: there it is that of noise,
-of compression and of the camera's own black, and becomes purple or green fog. What is not brightened by more than a
-stop is left alone.
+edge or a texture, is left alone. Then what is nearly black loses colour: there it is that of noise, of compression and
+of the camera's own black, and becomes purple or green fog. What is not brightened by more than a stop is left alone.
 """
 
 import math
@@ -57,10 +56,14 @@ def lifts_at(maps: Tensor, photo: Tensor) -> Tensor:
 def fade(photo: Tensor, lift: Tensor) -> Tensor:
     """Return a photo `(B, C, H, W)` in [0, 1] with less colour next to black.
 
-    Red and blue come (1 - m / `COLOURED`)² of the way to green, which has the least noise, m being the brightest
-    channel: as much of this as `lift`, `(B, 1, H, W)`, says.
+    What red and blue share, magenta or green, goes, and half of what is left, warm or cool: (1 - m / `COLOURED`)² of
+    this, m being the brightest channel, and as much of that as `lift`, `(B, 1, H, W)`, says. Green stays: it has the
+    least noise. With d = red - green, what both share is the median of d, that of blue, and 0.
     """
     if photo.shape[1] == 1:
         return photo
     share = lift * (1 - photo.amax(dim=1, keepdim=True) / COLOURED).clamp_min(0).square()
-    return photo + share * (photo[:, 1:2] - photo)
+    red, green, blue = photo.unbind(dim=1)
+    median = torch.maximum(torch.minimum(red, green), torch.minimum(torch.maximum(red, green), blue))
+    away = torch.stack((2 * green - red - median, green - green, 2 * green - blue - median), dim=1)
+    return photo + share / 2 * away

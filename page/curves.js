@@ -74,9 +74,10 @@ export const applyCurves = (pixels, width, height, maps, strength, exposure) => 
           if (difference < 2 * noise && x[c] < 255 && !isBlack) x[c] -= lift * Math.sign(x[c] - sum / 16) * Math.min(difference, 2 * noise - difference);
         }
       }
-      const toGreen = lift * Math.max(1 - Math.max(x[0], x[1], x[2]) / (255 * COLOURED), 0) ** 2;
-      x[0] += toGreen * (x[1] - x[0]);
-      x[2] += toGreen * (x[1] - x[2]);
+      const fading = lift * Math.max(1 - Math.max(x[0], x[1], x[2]) / (255 * COLOURED), 0) ** 2 / 2;
+      const median = Math.max(Math.min(x[0], x[1]), Math.min(Math.max(x[0], x[1]), x[2]));
+      x[0] += fading * (2 * x[1] - x[0] - median);
+      x[2] += fading * (2 * x[1] - x[2] - median);
       if (gain > 1) for (let c = 0; c < 3; c++) x[c] *= gain / Math.sqrt(1 + (gain * gain - 1) * x[c] * x[c] / 65025);
       const darkest = Math.min(x[0], x[1], x[2]);
       for (let c = 0; c < 3; c++) {

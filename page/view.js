@@ -35,8 +35,9 @@ void main() {
       vec3 difference = y - mean, grain = clamp(difference, -NOISE, NOISE);
       vec3 moves = step(BLACK, max(y, mean)) * (1.0 - step(1.0, y));
       y -= moves * s.a * (grain - clamp(difference - grain, -NOISE, NOISE));
-      float toGreen = max(1.0 - max(y.r, max(y.g, y.b)) / COLOURED, 0.0);
-      y = mix(y, vec3(y.g), s.a * toGreen * toGreen);
+      float fading = max(1.0 - max(y.r, max(y.g, y.b)) / COLOURED, 0.0);
+      float median = max(min(y.r, y.g), min(max(y.r, y.g), y.b));
+      y.rb += s.a * fading * fading / 2.0 * (2.0 * y.g - y.rb - median);
     }
     y *= gain / sqrt(1.0 + (gain * gain - 1.0) * y * y);
     vec3 t = mix(y, vec3(min(y.r, min(y.g, y.b))), SHARED_FALL);

@@ -188,17 +188,16 @@ def test_black_and_white_have_no_grain():
 
 
 def test_what_is_nearly_black_and_lifted_loses_its_colour():
-    levels = torch.tensor([[[8, 2, 10], [0, 4, 0], [0, 0, 6], [90, 20, 8], [8, 2, 24], [0, 0, 0], [9, 9, 9]]])
+    levels = torch.tensor([[[8, 2, 10], [0, 4, 0], [8, 6, 2], [90, 20, 8], [8, 2, 24], [0, 0, 0], [9, 9, 9]]])
     photo = levels.repeat_interleave(5, dim=1).permute(2, 0, 1)[None] / 255
     left = slice(2, None, 5)  # amid patches
     for stops, share in ((1.0, 0), (1.5, 0.5), (3.0, 1)):
         less = grain.reduce(photo, of_slopes(2.0**stops, 2.0**-stops))[0, ..., 0, left] * 255
         assert torch.equal(less[1].round(), photo[0, 1, 0, left] * 255)  # green stays
-        assert less[:, 0].tolist() == pytest.approx(
-            [8 - 6 * share * (14 / 24) ** 2, 2, 10 - 8 * share * (14 / 24) ** 2]
-        )
-        assert less[0, 1].item() == less[2, 1].item() == pytest.approx(4 * share * (20 / 24) ** 2, abs=1e-5)
-        assert less[2, 2].item() == pytest.approx(6 - 6 * share * (18 / 24) ** 2)
+        magenta, green, warm = (share * (1 - brightest / 24) ** 2 for brightest in (10, 4, 8))
+        assert less[:, 0].tolist() == pytest.approx([8 - 6 * magenta, 2, 10 - 7 * magenta])  # they share 6 of 6 and 8
+        assert less[:, 1].tolist() == pytest.approx([4 * green, 4, 4 * green], abs=1e-5)
+        assert less[:, 2].tolist() == pytest.approx([8 - warm, 6, 2 + 2 * warm])
         assert torch.allclose(less[:, 3:], photo[0, :, 0, left][:, 3:] * 255, atol=1e-5)  # bright, or grey
 
 

@@ -100,7 +100,7 @@ class _Strips:
         self.spare = torch.empty(2, self.count if any(self.falls) or any(self.lifts) else 0, values)
         self.darkest = np.empty((self.count if any(self.falls) else 0, width), np.float32)
         has_colours = any(self.lifts) and channels > 1
-        self.colours = torch.empty(4, self.count if has_colours else 0, width)  # a share, and red, green and blue
+        self.colours = torch.empty(6, self.count if has_colours else 0, width)  # red, green, blue; their change
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""
@@ -162,18 +162,22 @@ class _Strips:
         x.addcmul_(near, self.curves[2, :count], value=-1)
 
     def _fade(self, count: int) -> None:
-        """Draw red and blue of what is next to black to green, as `models.grain.fade` does."""
-        share, *colours = self.colours[:, :count]
+        """Take colour from what is next to black, as `models.grain.fade` does."""
+        share, away, spare, *colours = self.colours[:, :count]
         pixels = self.ends[0, 1 : count + 1].numpy().reshape(count, -1, 3)
         for channel, values in enumerate(colours):  # side by side, where torch is quick
             np.copyto(values.numpy(), pixels[..., channel])
         red, green, blue = colours
+        torch.minimum(red, green, out=away)
         torch.maximum(red, green, out=share)
+        torch.maximum(away, torch.minimum(share, blue, out=spare), out=away)  # the median
         torch.maximum(share, blue, out=share)
-        share.mul_(-1 / self.coloured).add_(1).clamp_min_(0).square_()
+        share.mul_(-1 / self.coloured).add_(1).clamp_min_(0).square_().div_(2)
         np.multiply(share.numpy(), self.curves[2, :count].numpy()[:, ::3], out=share.numpy())
-        np.copyto(pixels[..., 0], red.lerp_(green, share).numpy())
-        np.copyto(pixels[..., 2], blue.lerp_(green, share).numpy())
+        away.sub_(green, alpha=2)
+        for channel, values in ((0, red), (2, blue)):
+            values.sub_(torch.add(values, away, out=spare).mul_(share))
+            np.copyto(pixels[..., channel], values.numpy())
 
     def _level(self, count: int) -> None:
         """Level X, as `models.curves.level` does."""
