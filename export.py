@@ -148,6 +148,7 @@ def corrector_of(path: Path) -> tuple["Corrector", dict[str, Any]]:
     facts = {
         "model": model,
         "working_size": corrector.working_size,
+        "least_size": corrector.least_size,
         "curves": "rational quadratic through (0, 0) and (1, 1) of a levelled photo, shared falls 0.3; "
         "logarithms of the slopes at 0 and 1, and of the gain that levels",
         "colours": "sRGB, [0, 1]",

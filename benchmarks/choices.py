@@ -26,27 +26,29 @@ from utils.evaluation.intervals import means
 from utils.evaluation.methods import Pixels, read
 from utils.evaluation.metrics import psnr, quantise, ssim, with_power_to_mean_of
 from utils.photos.reading import find_photos
-from utils.weights import load_weights
+from utils.weights import Weights, load_weights
 
 CHOICES = {
     "shown_brighter": (0.0, 0.75, 2.25, 3.0),
-    "working_size": (36, 40, 48, 64, 72, 80, 84),
+    "working_size": (40, 48, 64, 72, 80),
+    "least_size": (0,),
     "mirrored": (0,),
     "HELD_BACK": (0.0, 0.3),
+    "LEFT_ALONE": (-1e6, 0.5),  # the first: no photo is
     "SHARED_FALL": (0.0, 0.15, 0.6, 1.0),
     "NOISE": (0.0, 1 / 255, 3 / 255),
     "COLOURED": (1e-6, 12 / 255, 48 / 255),  # the first as good as 0, by which it cannot divide
     "IN_COMMON": (0.0, 1.0),
     "LEVEL": (1.0, 2.0, 4.0),
     "WINDOW": (8, 3),
-    "BRIGHTEST": (8.0, 32.0),
+    "BRIGHTEST": (4.0, 16.0),
     "DARKEST": (3.0, 16.0),
     "RIDGE": (1e-5, 1e-3),
 }
 CONSTANTS = {
     **dict.fromkeys(("SHARED_FALL", "IN_COMMON", "LEVEL", "WINDOW", "BRIGHTEST", "DARKEST", "RIDGE"), curves),
     **dict.fromkeys(("NOISE", "COLOURED"), grain),
-    "HELD_BACK": corrector,
+    **dict.fromkeys(("HELD_BACK", "LEFT_ALONE"), corrector),
 }
 
 
@@ -58,9 +60,11 @@ def tensor(pixels: Pixels) -> Tensor:
 class Chosen(nn.Module):
     """A correction with one choice made otherwise."""
 
-    def __init__(self, network: nn.Module, size: int, name: str, value: float) -> None:
+    def __init__(self, network: nn.Module, weights: Weights, name: str, value: float) -> None:
         super().__init__()
-        self.corrector = Corrector(network, int(value) if name == "working_size" else size)
+        self.corrector = Corrector(network, weights.working_size, weights.least_size)
+        if name in ("working_size", "least_size"):
+            setattr(self.corrector, name, int(value))
         if name == "mirrored":  # what the network makes of the small copy alone
             self.corrector.output = lambda given: network(given)[0].float()  # type: ignore[method-assign]
         self.name, self.value = name, value
@@ -101,7 +105,7 @@ def main() -> None:
     first = None
     ways = [("as it is", 0.0), *((choice, value) for choice in arguments.only for value in CHOICES[choice])]
     for name, value in ways:
-        correct = Chosen(network, weights.working_size, name, value)
+        correct = Chosen(network, weights, name, value)
         with torch.inference_mode():
             scores = np.array([score(correct(photo), target) for _, photo, target in pairs])
             changes = [psnr(correct(photo), photo).item() for photo in good]

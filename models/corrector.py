@@ -1,5 +1,6 @@
 """The whole correction as one module: small copy, network, curves, photo of any size."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from . import curves, grain
 HELD_BACK = 0.15
 """How far the correction stays behind where the network darkens. Clipped areas hold no detail to bring out, and photos
 that are bright on purpose look like those that are so by mistake: by eye, less is better, though not in PSNR."""
+LEFT_ALONE, FOLLOWED = 0.3, 0.6
+"""Stops of the odds. A photo that would change by less than the first is left as it is; from the second on, the
+correction is followed. Photos that are right get small ones, and training has no error between none and .8 EV."""
 
 
 class Correction(NamedTuple):
@@ -30,21 +34,35 @@ class Corrector(nn.Module):
     Args:
         network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
+        least_size: what its short side has at least, where the longest then has no more than twice as much: networks
+            trained on square views of drawn sizes take a short side that they never saw for another brightness.
 
-    Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black;
-    what is darkened is held back (`HELD_BACK`); a mirror image becomes the mirror image: all this not in training
-    steps, but in validation. What a photo is to become does not depend on how it was exposed: a network may be trained
-    on small copies of drawn brightness, and is then shown brighter ones (`Network.shown_brighter`).
+    Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black; a
+    photo that needs little is left as it is (`LEFT_ALONE`), and what is darkened held back (`HELD_BACK`); a mirror
+    image becomes the mirror image: all this not in training steps, but in validation. What a photo is to become does
+    not depend on how it was exposed: a network may be trained on small copies of drawn brightness, and is then shown
+    brighter ones (`Network.shown_brighter`).
     """
 
-    def __init__(self, network: nn.Module, working_size: int) -> None:
+    def __init__(self, network: nn.Module, working_size: int, least_size: int = 0) -> None:
         super().__init__()
         self.network = network
         self.working_size = working_size
+        self.least_size = least_size
 
     def forward(self, photo: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
-        maps = curves.adjust(self.maps(shrink(photo, self.working_size)), strength, exposure)
+        maps = curves.adjust(self.maps(self.small_copy(photo)), strength, exposure)
         return curves.apply(grain.reduce(photo, maps), maps)
+
+    def small_copy(self, photo: Tensor) -> Tensor:
+        """Return photos `(B, 3, H, W)` in [0, 1], reduced to what the network is to see."""
+        return shrink(photo, self.longest_side(*photo.shape[-2:]))
+
+    def longest_side(self, height: int, width: int) -> int:
+        """Return the longest side of the small copy of a photo of this shape, were it large."""
+        needed = self.least_size * torch.sym_max(height, width) // torch.sym_min(height, width)
+        longest: Any = torch.sym_max(self.working_size, torch.sym_min(needed, 2 * self.least_size))
+        return longest  # not by max: exports follow sizes
 
     def maps(self, small: Tensor) -> Tensor:
         """Return the curves `(B, 3, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
@@ -88,9 +106,19 @@ class Corrector(nn.Module):
 
 
 def hold_back(small: Tensor, output: Tensor) -> Tensor:
-    """Return a network's output for small copies `(B, 3, h, w)`, clipped to [0, 1] and, where darker, short of it."""
-    corrected = output.clamp(0, 1)
-    return corrected + HELD_BACK * (small - corrected).clamp_min(0)
+    """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1], of a network's output for them.
+
+    How much a photo is changed is the mean change of the odds' logarithm, dx / (x (1 - x)), weighted by the square of
+    x (1 - x): black and white, which stay, have no say.
+    """
+    change = output.clamp(0, 1) - small
+    midtones = small * (1 - small)
+    all_of_it = (1, 2, 3)
+    total = (midtones * change.abs()).mean(all_of_it, keepdim=True)
+    stops = total / (midtones.square().mean(all_of_it, keepdim=True) + 1e-9) / math.log(2)
+    share = ((stops - LEFT_ALONE) / (FOLLOWED - LEFT_ALONE)).clamp(0, 1)
+    smooth = share.square() * (3 - 2 * share)
+    return small + smooth * (change - HELD_BACK * change.clamp_max(0))
 
 
 def shrink(photo: Tensor, longest: int) -> Tensor:

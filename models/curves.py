@@ -34,9 +34,9 @@ from torch import Tensor
 
 WINDOW = 4
 """The small copy's longest side by the radius of the windows in which curves are fitted."""
-BRIGHTEST, DARKEST = 16.0, 5.0
-"""Largest gains of the odds, upwards and downwards: four stops, and a little over two, as a file has few values next to
-white and steeper curves make contours and burnt colours of them."""
+BRIGHTEST, DARKEST = 8.0, 5.0
+"""Largest gains of the odds, upwards and downwards: three stops, beside levelling, and a little over two, as a file has
+few values next to black and white, and steeper curves make blocks, contours and burnt colours of them."""
 IN_COMMON = 0.5
 """How far the curves of a channel are drawn to the mean of all: a change of exposure moves no hue."""
 SHARED_FALL = 0.3

@@ -101,7 +101,9 @@ const run = async (values, height, width, toSrgb) => {
 };
 
 const curvesOf = async (pixels, width, height, space) => {
-  const small = smallCopy(pixels, width, height, facts.working_size), count = small.width * small.height;
+  const {working_size: size, least_size: least} = facts;  // as Corrector.longest_side
+  const needed = Math.floor(least * Math.max(width, height) / Math.min(width, height));
+  const small = smallCopy(pixels, width, height, Math.max(size, Math.min(needed, 2 * least))), count = small.width * small.height;
   const values = new Float32Array(3 * count);
   for (let i = 0; i < count; i++) {
     const [red, green, blue] = [small.data[3 * i], small.data[3 * i + 1], small.data[3 * i + 2]];

@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import picture
+from PIL import Image
 
 from models import Corrector, build_generator, curves, grain
 from models.corrector import shrink
 from utils.colour import from_linear, to_linear
 from utils.photos import full_size
 from utils.photos.full_size import apply_curves
+from utils.photos.predictor import Predictor
 
 
 def to_tensor(pixels):
@@ -347,8 +349,29 @@ def test_what_is_darkened_is_held_back_but_not_in_training():
     assert torch.allclose(module.corrected(photo)[0, 0, 0, [0, -1]], torch.tensor([0.63, 0.6]))
     half = corrector(lambda x: curves.multiply_odds(x, 0.5))
     assert (half(photo[..., :20]) - half.correct(photo[..., :20]).photo).mean() > 0.01
-    double = corrector(lambda x: curves.multiply_odds(x, 1.5))
+    double = corrector(lambda x: curves.multiply_odds(x, 2))
     assert torch.allclose(double(photo), double.correct(photo).photo, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stops", "share"), [(-0.25, 0), (0.25, 0), (-0.45, 0.5), (0.45, 0.5), (0.65, 1), (2, 1)])
+def test_a_photo_that_needs_little_is_left_as_it_is_but_not_in_training(monkeypatch, stops, share):
+    monkeypatch.setattr("models.corrector.HELD_BACK", 0)
+    photo = torch.rand(2, 3, 40, 60) * 0.9
+    photo[..., :20], photo[..., 20:30] = 1, 0  # have no say
+    module = corrector(lambda x: curves.multiply_odds(x, 2**stops), size=60)
+    changed = module.corrected(photo) - photo
+    assert torch.allclose(changed, share * (curves.multiply_odds(photo, 2**stops) - photo), atol=0.02 * abs(stops))
+    assert torch.allclose(module(photo), photo, atol=1e-6) == (share == 0)
+    assert not torch.allclose(module.correct(photo).photo, photo, atol=1e-6)
+    mixed = corrector(lambda x: curves.multiply_odds(x, torch.linspace(0, 12, 60).sub(6).abs().sub(3).exp2()), size=60)
+    assert not torch.allclose(mixed.corrected(photo), photo, atol=0.1)  # half brighter, half darker
+
+
+def test_each_photo_of_a_batch_is_left_alone_for_itself():
+    photo = torch.rand(2, 3, 40, 60)
+    module = corrector(lambda x: curves.multiply_odds(x, torch.tensor([1.1, 4.0] * 2)[:, None, None, None]))
+    same, brighter = (module(photo) - photo).abs().amax((1, 2, 3))
+    assert same < 1e-6 and brighter > 0.2
 
 
 def test_a_mirror_image_becomes_the_mirror_image():
@@ -363,7 +386,7 @@ def test_a_mirror_image_becomes_the_mirror_image():
 def test_a_network_may_be_shown_a_brighter_copy():
     photo = torch.rand(2, 3, 20, 30) * 0.2 + 0.3
     given = []
-    module = corrector(lambda x: given.append(x[:2]) or torch.full_like(x, 0.5))  # and their mirror images
+    module = corrector(lambda x: given.append(x[:2]) or torch.full_like(x, 0.55))  # and their mirror images
     module(photo)
     module.network.shown_brighter = 1.5
     whole = module(photo)
@@ -371,7 +394,26 @@ def test_a_network_may_be_shown_a_brighter_copy():
     odds = [x / (1 - x) for x in (photo, *given)]
     assert torch.equal(given[0], photo) and torch.allclose(odds[2], 2**1.5 * odds[0], rtol=1e-4)
     assert torch.allclose(odds[3], torch.tensor([1.0, 4.0])[:, None, None, None] * odds[0], rtol=1e-4)
-    assert torch.equal(done.small, given[2]) and torch.equal(done.photo, whole)  # the network makes the same of all
+    assert torch.equal(done.small, given[2])
+    assert torch.allclose(done.photo, whole, atol=1e-6)  # the network makes the same of all
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((300, 400), (42, 56)),
+        ((200, 300), (40, 60)),
+        ((900, 1600), (40, 71)),
+        ((600, 200), (80, 27)),
+        ((30, 45), (30, 45)),
+    ],
+)
+def test_no_side_of_a_small_copy_is_smaller_than_training_drew(size, expected):
+    module = corrector(lambda x: x.sqrt(), size=56)
+    module.least_size = 40
+    assert module.small_copy(torch.rand(1, 3, *size)).shape[-2:] == expected
+    predictor = Predictor(module.network, 56, least_size=40)
+    assert predictor.fit(Image.fromarray(np.zeros((*size, 3), np.uint8))).shape[-2:] == expected
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,9 @@ def test_released_weights_are_what_their_digest_and_card_say():
 
 def test_the_released_weights_are_what_conf_json_trains():
     """But for the number of loading processes, which changes no bit, and keys that came later, at their defaults."""
-    header = load_weights(REPOSITORY / "weights" / "msec.safetensors").training["config"]
-    config = load_config(REPOSITORY / "conf.json")
+    loaded = load_weights(REPOSITORY / "weights" / "msec.safetensors")
+    header, config = loaded.training["config"], load_config(REPOSITORY / "conf.json")
+    assert loaded.least_size == config.least_size == 40
     current = json.loads(json.dumps(config.to_dict()))
     defaults = {item.name: item.default for item in dataclasses.fields(config)}
     for key in current.keys() - {"num_workers"}:

@@ -23,7 +23,7 @@ from utils.weights import save_weights
 
 pytestmark = pytest.mark.xdist_group("page")  # one browser, in this order
 
-ARCHITECTURE = {"model": "msec", "layer_count_of_every_unet": [2, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
+ARCHITECTURE = {"model": "msec", "layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
 EXAMPLES = sorted((REPOSITORY / "data" / "examples").glob("*.jpg"))
 P3 = (0.51512, 0.2412, -0.00105, 0.29198, 0.69225, 0.04189, 0.1571, 0.06657, 0.78407)
 """The primaries of Display P3, adapted to D50: X, Y, Z of red, green and blue."""
@@ -39,7 +39,8 @@ def weights(tmp_path_factory):
             unet.head.weight.normal_(std=0.25)
             unet.head.bias.copy_(torch.tensor([0.15, 0.05, -0.05]))
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_weights(path, network.state_dict(), architecture=ARCHITECTURE, working_size=96, training={})
+    sizes = {"working_size": 96, "least_size": 72}  # of which photos of 3:2 make 108
+    save_weights(path, network.state_dict(), architecture=ARCHITECTURE, training={}, **sizes)
     return path
 
 

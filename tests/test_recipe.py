@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from PIL import Image
 from test_train import THIN, first_batch_and_state, run, same, signal_in_step, step, without_speed
 
@@ -18,7 +19,7 @@ from models.losses import adversarial_loss
 from utils.config import Config, load_config
 from utils.training.checkpoint import load_checkpoint
 from utils.training.objective import resize, weighted_losses
-from utils.training.schedule import draw_brightness, plan_epochs
+from utils.training.schedule import draw_brightness, draw_working_size, plan_epochs
 from utils.training.start import warm_start
 from utils.weights import load_weights
 
@@ -120,6 +121,13 @@ def test_the_brightness_that_a_view_is_shown_with_is_its_own(small_config_path):
     for epoch, seed in ((2, config.seed), (1, config.seed + 1)):
         other = draw_brightness(dataclasses.replace(config, seed=seed), epoch, range(2000))
         assert torch.corrcoef(torch.stack((draws, other)))[0, 1].abs() < 0.1
+
+
+def test_sizes_are_drawn_from_the_least_to_the_largest():
+    config = load_config(REPOSITORY / "conf.json")
+    draws = {draw_working_size(config, 1, step) for step in range(500)}
+    assert draws == set(range(40, 84, 4)) and config.least_size == 40
+    assert dataclasses.replace(config, working_size_spread=0).least_size == 0  # all photos are shown at one size
 
 
 def gradients(config_path, *overrides, adversarial=True):

@@ -264,7 +264,8 @@ class Config:
     """Parts in which a process works on its share of a batch, to save memory; the discriminator normalises each."""
 
     working_size: int = _between(16, 8192, default=512)
-    """Longest side in pixels of the small copy that the network sees of a photo or view; stored in the weights file."""
+    """Longest side in pixels of the small copy that the network sees of a photo or view; stored in the weights file. Of
+    long photos it is longer, so that the short side is no smaller than what working_size_spread draws."""
 
     working_size_spread: float = _between(0, 3, default=0.0)
     """s: in training the small copy's longest side is drawn for every step from working_size / (1 + s) to working_size
@@ -341,6 +342,12 @@ class Config:
         names = [item.name for item in dataclasses.fields(Stage)]
         values: list[dict[str, Any]] = [{n: stage.get(n, getattr(self, n)) for n in names} for stage in stages]
         return tuple(Stage(**{**value, "image_size": tuple(value["image_size"])}) for value in values)
+
+    @property
+    def least_size(self) -> int:
+        """The smallest side in pixels of a small copy that training draws; 0 where it draws none."""
+        least = max(round(self.working_size / (1 + self.working_size_spread) / 4) * 4, 16)
+        return least if self.working_size_spread else 0
 
     @property
     def color_jitter(self) -> tuple[float, float, float, float]:

@@ -34,6 +34,8 @@ class Weights(NamedTuple):
     """What the network is built from: the keys of conf.json that describe it."""
     working_size: int
     """Longest side in pixels at which the network is to be run."""
+    least_size: int
+    """Short side in pixels from which on it is to be run, where a photo's shape allows it; older files lack it: 0."""
     training: dict[str, Any]
     """How the weights were made: configuration, epoch, validation figures."""
 
@@ -44,6 +46,7 @@ def save_weights(
     *,
     architecture: dict[str, Any],
     working_size: int,
+    least_size: int = 0,
     training: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
@@ -52,7 +55,8 @@ def save_weights(
     Raises:
         OSError: the folder is missing, read-only or full.
     """
-    header = {"version": VERSION, "architecture": architecture, "working_size": working_size, "training": training}
+    header = {"version": VERSION, "architecture": architecture, "working_size": working_size, "least_size": least_size}
+    header["training"] = training
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in state.items()
@@ -88,7 +92,8 @@ def load_weights(path: Path) -> Weights:
         header = json.loads(metadata[KEY])
         if header["version"] != VERSION:
             raise WeightsError(f"{path}: of version {header['version']}, but this program reads version {VERSION}")
-        return Weights(state, SimpleNamespace(**header["architecture"]), header["working_size"], header["training"])
+        sizes = header["working_size"], header.get("least_size", 0)
+        return Weights(state, SimpleNamespace(**header["architecture"]), *sizes, header["training"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its header is damaged ({error!r}): copy or download it again") from None
 

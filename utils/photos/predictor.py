@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models import Corrector, build_generator, curves, grain
-from models.corrector import hold_back, shrink
+from models.corrector import hold_back
 
 from ..device import Arithmetic
 from ..weights import WeightsError, load_weights
@@ -44,12 +44,15 @@ class Predictor:
     Args:
         network: a trained network; its first output is the corrected photo.
         size: longest side in pixels of what the network sees.
+        least_size: what its short side has at least, as `Corrector` takes it.
         arithmetic: where and how it runs; None: in float32, on a GPU where there is one.
     """
 
-    def __init__(self, network: nn.Module, size: int, arithmetic: Arithmetic | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, size: int, arithmetic: Arithmetic | None = None, *, least_size: int = 0
+    ) -> None:
         self.arithmetic = arithmetic or Arithmetic()
-        self.corrector = Corrector(network, size).eval()
+        self.corrector = Corrector(network, size, least_size).eval()
         self._waiting: list[_Request] = []
         self._list, self._network = threading.Lock(), threading.Lock()
         try:
@@ -80,7 +83,7 @@ class Predictor:
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"{path}: its tensors do not fit its architecture ({reason})") from None
-        return cls(network, size or weights.working_size, arithmetic)
+        return cls(network, size or weights.working_size, arithmetic, least_size=weights.least_size)
 
     @property
     def size(self) -> int:
@@ -151,7 +154,7 @@ class Predictor:
         """
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
-        small = shrink(batch.float(), self.size)
+        small = self.corrector.small_copy(batch.float())
         maps = curves.adjust(curves.fit(small, self._network_output(small)), strength, exposure)
         return curves.apply(grain.reduce(batch, maps), maps)
 
@@ -176,11 +179,13 @@ class Predictor:
         if strength == exposure == 0:
             return
         maps = curves.adjust(self.fit(pixels, profile)[None], strength, exposure)[0]
-        apply_curves(pixels, maps, less_grain=True)
+        if maps.any():  # else it is left as it is
+            apply_curves(pixels, maps, less_grain=True)
 
     def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
         """Return a photo's correction as curves `(3, C, h, w)` in its own colours, as `models.curves.fit` has them."""
-        small = reduced(pixels, self.size)
+        height, width = reversed(pixels.size) if isinstance(pixels, Image.Image) else pixels.shape[:2]
+        small = reduced(pixels, self.corrector.longest_side(height, width))
         photo = to_srgb(small, profile)
         seen = _to_tensor(photo)
         corrected = self._run(seen)

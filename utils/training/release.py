@@ -69,6 +69,7 @@ def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = Non
         plain.state_dict(),
         architecture={**{name: values[name] for name in ARCHITECTURE}, "shown_brighter": shown_brighter},
         working_size=config.working_size,
+        least_size=config.least_size,
         training={"config": values, **(checkpoint["history"] or [{}])[-1]},
         **options,
     )

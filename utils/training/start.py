@@ -109,7 +109,7 @@ def read_checkpoint(
         saved["step"], saved["totals"] = 0, {}
     of_validation = {name for name in new if name.startswith(("color_jitter_", "camera_", "degradation"))}
     of_validation |= {"ema_decay", "hdri_dir", "image_size", "jitter_share", "shown_brighter", "working_size"}
-    of_validation |= {"valid_data_dir", "valid_pairs"}
+    of_validation |= {"valid_data_dir", "valid_pairs", "working_size_spread"}
     if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         saved["best_psnr"] = -math.inf

@@ -69,13 +69,13 @@ class TrainingState:
     def corrector(self) -> Corrector:
         """The correction that is trained, its network compiled if `compiled` is there."""
         network = self.generator if self.compiled is None else self.compiled
-        return Corrector(network, self.config.working_size)
+        return Corrector(network, self.config.working_size, self.config.least_size)
 
     @property
     def released(self) -> Corrector:
         """The correction that is validated and exported: with the average, if there is one."""
         network = self.generator if self.average is None else self.average.module
-        return Corrector(network, self.config.working_size)
+        return Corrector(network, self.config.working_size, self.config.least_size)
 
     def update_average(self) -> None:
         """Move the average towards the weights of the step just taken, without waiting for the device."""
