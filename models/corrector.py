@@ -13,8 +13,8 @@ HELD_BACK = 0.15
 """How far the correction stays behind where the network darkens. Clipped areas hold no detail to bring out, and photos
 that are bright on purpose look like those that are so by mistake: by eye, less is better, though not in PSNR."""
 LEFT_ALONE, FOLLOWED = 0.3, 0.6
-"""Stops of the odds. A photo that would change by less than the first is left as it is; from the second on, the
-correction is followed. Photos that are right get small ones, and training has no error between none and .8 EV."""
+"""Stops of the odds. A photo that would become darker, and change by less than the first, is left as it is; from the
+second on, the correction is followed. By eye, photos that are right may gain by a little more light, not by less."""
 
 
 class Correction(NamedTuple):
@@ -38,10 +38,10 @@ class Corrector(nn.Module):
             trained on square views of drawn sizes take a short side that they never saw for another brightness.
 
     Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black; a
-    photo that needs little is left as it is (`LEFT_ALONE`), and what is darkened held back (`HELD_BACK`); a mirror
-    image becomes the mirror image: all this not in training steps, but in validation. What a photo is to become does
-    not depend on how it was exposed: a network may be trained on small copies of drawn brightness, and is then shown
-    brighter ones (`Network.shown_brighter`).
+    photo to be darkened by little is left as it is (`LEFT_ALONE`), what is darkened is held back (`HELD_BACK`), and a
+    mirror image becomes the mirror image: all this not in training steps, but in validation. What a photo is to become
+    does not depend on how it was exposed: a network may be trained on small copies of drawn brightness, and is then
+    shown brighter ones (`Network.shown_brighter`).
     """
 
     def __init__(self, network: nn.Module, working_size: int, least_size: int = 0) -> None:
@@ -109,16 +109,16 @@ def hold_back(small: Tensor, output: Tensor) -> Tensor:
     """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1], of a network's output for them.
 
     How much a photo is changed is the mean change of the odds' logarithm, dx / (x (1 - x)), weighted by the square of
-    x (1 - x): black and white, which stay, have no say.
+    x (1 - x): black and white, which stay, have no say. A photo becomes darker if the sum of its changes is negative:
+    wholly, if it is by half of the sum of their amounts.
     """
     change = output.clamp(0, 1) - small
     midtones = small * (1 - small)
-    all_of_it = (1, 2, 3)
-    total = (midtones * change.abs()).mean(all_of_it, keepdim=True)
-    stops = total / (midtones.square().mean(all_of_it, keepdim=True) + 1e-9) / math.log(2)
-    share = ((stops - LEFT_ALONE) / (FOLLOWED - LEFT_ALONE)).clamp(0, 1)
-    smooth = share.square() * (3 - 2 * share)
-    return small + smooth * (change - HELD_BACK * change.clamp_max(0))
+    sums = (change, change.abs(), midtones)
+    net, total, whole = ((midtones * values).mean((1, 2, 3), keepdim=True) + 1e-9 for values in sums)
+    followed = ((total / whole / math.log(2) - LEFT_ALONE) / (FOLLOWED - LEFT_ALONE)).clamp(0, 1)
+    darker = (-2 * net / total).clamp(0, 1)
+    return small + (1 - darker * (1 - followed)) * (change - HELD_BACK * change.clamp_max(0))
 
 
 def shrink(photo: Tensor, longest: int) -> Tensor:
