@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "-w", "--weights", action="append", default=[], metavar="WEIGHTS", help="of a network; repeatable (msec)"
     )
-    parser.add_argument("--size", type=positive, help="longest side at which the networks run (default: the weights')")
+    parser.add_argument(
+        "--size", type=positive, help="longest side at which the networks run, or more (default: the weights')"
+    )
     parser.add_argument(
         "--method",
         action="append",

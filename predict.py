@@ -190,7 +190,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("-w", "--weights", type=Path, default=weights, help="weights file (default: the released weights)")
     add("--strength", type=float, default=1.0, help="from 0, the photo as it is, to 1, the full correction (default)")
     add("--exposure", type=float, default=0.0, help="stops brighter than the correction, or darker: from -3 to 3 (0)")
-    add("--size", type=int, help="longest side in pixels at which the network runs (default: what the weights say)")
+    add(
+        "--size",
+        type=int,
+        help="longest side in pixels at which the network runs (default: what the weights say); more for long photos",
+    )
     add("--format", choices=FORMATS, help="format to write (default: the photo's own)")
     add("--quality", type=int, help="1 to 100, for JPEG, WebP and AVIF (default: as the photo, or high)")
     add("--suffix", default="", help="text between the name and its ending, such as _corrected")

@@ -22,8 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, sets_of
-from models import curves, grain
-from models.corrector import shrink
+from models import Corrector, curves, grain
 from utils.evaluation.metrics import psnr, quantise
 from utils.photos.predictor import Predictor
 
@@ -48,9 +47,9 @@ def best_gamma(result: Values, target: Values) -> Values:
     return max(candidates, key=lambda candidate: decibels(candidate, target))
 
 
-def under_curves_of_target(photo: Values, target: Values, working_size: int) -> Values:
+def under_curves_of_target(photo: Values, target: Values, corrector: Corrector) -> Values:
     """Return the photo under the curves that lead from its small copy to the target's."""
-    maps = curves.fit(shrink(tensor(photo), working_size), shrink(tensor(target), working_size))
+    maps = curves.fit(corrector.small_copy(tensor(photo)), corrector.small_copy(tensor(target)))
     return curves.apply(grain.reduce(tensor(photo), maps), maps)[0].permute(1, 2, 0).double().numpy()
 
 
@@ -87,7 +86,7 @@ def main() -> None:
         rows = []
         for pixels, wanted in pairs_of(folder):
             photo, result, target = (array / 255.0 for array in (pixels, predictor.predict(pixels), wanted))
-            alone = photo, under_curves_of_target(photo, target, predictor.size)
+            alone = photo, under_curves_of_target(photo, target, predictor.corrector)
             firsts = [decibels(values, target) for one in alone for values in (one, best_gamma(one, target))]
             rows.append([*firsts, *(decibels(f(result, target), target) for f in ORACLES.values())])
             means.append([array.mean() for array in (photo, result, target)])

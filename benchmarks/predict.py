@@ -114,14 +114,15 @@ def parts(bench: Bench) -> None:
         photo = load_photo(path)
         pixels, image = np.array(photo.pixels), scaled(bench.original, megapixels)
         deep = pixels.astype(np.uint16) * 257
-        small = reduced(pixels, predictor.size)
+        longest = predictor.corrector.longest_side(*pixels.shape[:2])
+        small = reduced(pixels, longest)
         seen = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255
         maps = predictor.fit(small)
         other = curves.adjust(maps[None], 0.7, 0.5)[0]
         rows: dict[str, Callable[[], object]] = {
             FLOOR: lambda path=path: resave([path], bench.folder / "out.jpg"),  # type: ignore[misc]
             "decode": lambda path=path: load_photo(path),  # type: ignore[misc]
-            "shrink": lambda pixels=pixels: reduced(pixels, predictor.size),  # type: ignore[misc]
+            "shrink": lambda pixels=pixels, longest=longest: reduced(pixels, longest),  # type: ignore[misc]
             "network and curves": lambda small=small: predictor.fit(small),  # type: ignore[misc]
             "of this, curves": lambda seen=seen: curves.fit(seen, seen),  # type: ignore[misc]
             "apply": lambda pixels=pixels, maps=maps: apply_curves(pixels, maps, less_grain=True),  # type: ignore[misc]

@@ -14,7 +14,7 @@ HELD_BACK = 0.15
 that are bright on purpose look like those that are so by mistake: by eye, less is better, though not in PSNR."""
 LEFT_ALONE, FOLLOWED = 0.3, 0.6
 """Stops of the odds. A photo that would become darker, and change by less than the first, is left as it is; from the
-second on, the correction is followed. By eye, photos that are right may gain by a little more light, not by less."""
+second on, the correction is followed. By eye, good photos gain by a little more light, and show no gain by less."""
 
 
 class Correction(NamedTuple):
@@ -34,8 +34,8 @@ class Corrector(nn.Module):
     Args:
         network: what corrects the small copy, a `Network` or any module whose first output is the corrected copy.
         working_size: longest side in pixels of the small copy; photos are never enlarged.
-        least_size: what its short side has at least, where the longest then has no more than twice as much: networks
-            trained on square views of drawn sizes take a short side that they never saw for another brightness.
+        least_size: what its short side has at least, or what comes nearest with twice that on the longest: networks
+            trained on square views of drawn sizes take sides that they never saw for another brightness.
 
     Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black; a
     photo to be darkened by little is left as it is (`LEFT_ALONE`), what is darkened is held back (`HELD_BACK`), and a
@@ -88,10 +88,10 @@ class Corrector(nn.Module):
 
         Args:
             photo: `(B, 3, H, W)` in [0, 1].
-            working_size: longest side of the small copy; None: the corrector's.
+            working_size: longest side of the small copy; None: as `small_copy` has it.
             stops: `(B,)`, how much brighter the network is shown the small copies; None: as it is to be.
         """
-        small = shrink(photo, working_size or self.working_size)
+        small = shrink(photo, working_size) if working_size else self.small_copy(photo)
         given = self.shown(small, stops)
         outputs = self.network(given)
         with torch.autocast(photo.device.type, enabled=False):

@@ -354,7 +354,7 @@ def test_what_is_darkened_is_held_back_but_not_in_training():
 
 
 @pytest.mark.parametrize(("stops", "share"), [(-0.25, 0), (-0.45, 0.5), (-0.65, 1), (-2, 1), (0.25, 1), (0.45, 1)])
-def test_a_photo_is_not_darkened_by_little_but_in_training(monkeypatch, stops, share):
+def test_a_photo_is_not_darkened_by_little_except_in_training(monkeypatch, stops, share):
     monkeypatch.setattr("models.corrector.HELD_BACK", 0)
     photo = torch.rand(2, 3, 40, 60) * 0.9
     photo[..., :20], photo[..., 20:30] = 1, 0  # have no say
@@ -363,8 +363,20 @@ def test_a_photo_is_not_darkened_by_little_but_in_training(monkeypatch, stops, s
     assert torch.allclose(changed, share * (curves.multiply_odds(photo, 2**stops) - photo), atol=0.02 * abs(stops))
     assert torch.allclose(module(photo), photo, atol=1e-6) == (share == 0)
     assert not torch.allclose(module.correct(photo).photo, photo, atol=1e-6)
-    mixed = corrector(lambda x: curves.multiply_odds(x, torch.linspace(0, 12, 60).sub(6).abs().sub(3).exp2()), size=60)
-    assert not torch.allclose(mixed.corrected(photo), photo, atol=0.1)  # as much brighter as darker, but by more
+
+
+@pytest.mark.parametrize(
+    ("darker", "brighter", "share"),
+    [(0.25, 0.25, 1), (0.25, 0.15, 0.5), (0.2, 0.05, 0), (0.15, 0.25, 1), (0.9, 0.7, 1)],  # 0.25: half, a half darker
+)
+def test_a_photo_partly_darkened_is_left_alone_in_part(monkeypatch, darker, brighter, share):
+    monkeypatch.setattr("models.corrector.HELD_BACK", 0)
+    photo = torch.full((1, 3, 40, 40), 0.5)  # where a stop of the odds is ln 2 / 4
+    change = torch.full_like(photo, brighter)
+    change[..., ::2, :] = -darker
+    wish = photo + change * math.log(2) / 4
+    changed = corrector(lambda x: wish.repeat(len(x), 1, 1, 1), size=40).corrected(photo) - photo
+    assert torch.allclose(changed, share * (wish - photo), atol=0.002)
 
 
 def test_each_photo_of_a_batch_is_left_alone_for_itself():
@@ -408,7 +420,7 @@ def test_a_network_may_be_shown_a_brighter_copy():
         ((30, 45), (30, 45)),
     ],
 )
-def test_no_side_of_a_small_copy_is_smaller_than_training_drew(size, expected):
+def test_small_copies_of_long_photos_are_larger_up_to_twice_the_least_size(size, expected):
     module = corrector(lambda x: x.sqrt(), size=56)
     module.least_size = 40
     assert module.small_copy(torch.rand(1, 3, *size)).shape[-2:] == expected

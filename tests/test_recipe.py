@@ -128,6 +128,7 @@ def test_sizes_are_drawn_from_the_least_to_the_largest():
     draws = {draw_working_size(config, 1, step) for step in range(500)}
     assert draws == set(range(40, 84, 4)) and config.least_size == 40
     assert dataclasses.replace(config, working_size_spread=0).least_size == 0  # all photos are shown at one size
+    assert dataclasses.replace(config, image_size=(104, 156)).least_size == 26  # the short side of views
 
 
 def gradients(config_path, *overrides, adversarial=True):

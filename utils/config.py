@@ -265,7 +265,7 @@ class Config:
 
     working_size: int = _between(16, 8192, default=512)
     """Longest side in pixels of the small copy that the network sees of a photo or view; stored in the weights file. Of
-    long photos it is longer, so that the short side is no smaller than what working_size_spread draws."""
+    long photos it is longer, up to twice, so that the short side is no smaller than what working_size_spread draws."""
 
     working_size_spread: float = _between(0, 3, default=0.0)
     """s: in training the small copy's longest side is drawn for every step from working_size / (1 + s) to working_size
@@ -346,8 +346,13 @@ class Config:
     @property
     def least_size(self) -> int:
         """The smallest side in pixels of a small copy that training draws; 0 where it draws none."""
-        least = max(round(self.working_size / (1 + self.working_size_spread) / 4) * 4, 16)
+        least = self.smallest_working_size * min(self.image_size) // max(self.image_size)
         return least if self.working_size_spread else 0
+
+    @property
+    def smallest_working_size(self) -> int:
+        """The smallest longest side in pixels of a small copy that training draws."""
+        return max(round(self.working_size / (1 + self.working_size_spread) / 4) * 4, 16)
 
     @property
     def color_jitter(self) -> tuple[float, float, float, float]:

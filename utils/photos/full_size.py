@@ -100,7 +100,7 @@ class _Strips:
         self.spare = torch.empty(2, self.count if any(self.falls) or any(self.lifts) else 0, values)
         self.darkest = np.empty((self.count if any(self.falls) else 0, width), np.float32)
         has_colours = any(self.lifts) and channels > 1
-        self.colours = torch.empty(6, self.count if has_colours else 0, width)  # red, green, blue; their change
+        self.colours = torch.empty(6, self.count if has_colours else 0, width)  # a share, two to spare, the channels
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """Yield top and bottom of every strip; where rows of the maps lie farther apart, strips end at them."""

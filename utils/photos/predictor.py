@@ -43,7 +43,7 @@ class Predictor:
 
     Args:
         network: a trained network; its first output is the corrected photo.
-        size: longest side in pixels of what the network sees.
+        size: longest side in pixels of what the network sees, or more where `least_size` asks for it.
         least_size: what its short side has at least, as `Corrector` takes it.
         arithmetic: where and how it runs; None: in float32, on a GPU where there is one.
     """
@@ -68,7 +68,7 @@ class Predictor:
         Args:
             path: as train.py and export.py write it, with its digest beside it.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            size: longest side of what the network sees; None takes what the weights file says.
+            size: longest side of what the network sees, or more, as `Corrector` has it; None: what the file says.
 
         Raises:
             WeightsError: the file is missing, damaged, or not one of ours.
@@ -87,7 +87,7 @@ class Predictor:
 
     @property
     def size(self) -> int:
-        """Longest side in pixels of what the network sees."""
+        """Longest side in pixels of what the network sees, or more of long photos, as `Corrector` has it."""
         return self.corrector.working_size
 
     def predict(self, photo: Picture, strength: float = 1.0, exposure: float = 0.0) -> Picture:
@@ -109,6 +109,8 @@ class Predictor:
         if not abs(exposure) <= LARGEST_EXPOSURE:
             raise ValueError(f"exposure {exposure}: from {-LARGEST_EXPOSURE:g} to {LARGEST_EXPOSURE:g}")
         if isinstance(photo, Image.Image):
+            if 0 in photo.size:
+                raise ValueError(f"an image of {photo.width} x {photo.height} pixels")
             return self._predict_image(photo, strength, exposure)
         if photo.dtype not in (np.uint8, np.uint16) or photo.ndim not in (2, 3) or photo.size == 0:
             raise ValueError(f"an array of {photo.dtype}, shape {photo.shape}: uint8 or uint16, (H, W) or (H, W, C)")
@@ -179,8 +181,7 @@ class Predictor:
         if strength == exposure == 0:
             return
         maps = curves.adjust(self.fit(pixels, profile)[None], strength, exposure)[0]
-        if maps.any():  # else it is left as it is
-            apply_curves(pixels, maps, less_grain=True)
+        apply_curves(pixels, maps, less_grain=True)
 
     def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
         """Return a photo's correction as curves `(3, C, h, w)` in its own colours, as `models.curves.fit` has them."""

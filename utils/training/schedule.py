@@ -41,7 +41,8 @@ def draw_working_size(config: Config, epoch: int, step: int) -> int:
     """Return the longest side of the small copy in a step: the same in every process, and after every resumption."""
     most = 1 + config.working_size_spread
     share = random.Random(f"{config.seed} {epoch} {step}").uniform(1 / most, most)
-    return max(round(config.working_size * share / 4) * 4, config.least_size) if most > 1 else config.working_size
+    drawn = max(round(config.working_size * share / 4) * 4, config.smallest_working_size)
+    return drawn if most > 1 else config.working_size
 
 
 def draw_brightness(config: Config, epoch: int, indices: Sequence[int]) -> Tensor:
