@@ -402,6 +402,8 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
     import torch
     from tqdm import tqdm
 
+    from utils.stop import StopRequest
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(arguments.workers or 2 * cores, len(jobs)) or 1
     threads = torch.get_num_threads()
@@ -409,21 +411,26 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
     memory, pending, rest = Memory(), set[Future[Result]](), iter(jobs)
     bar = tqdm(total=len(jobs), unit="photo", disable=True if arguments.quiet else None)
     pool = ThreadPoolExecutor(workers)
-    try:
-        while True:
-            while len(pending) < 2 * workers and (job := next(rest, None)) is not None:
-                pending.add(pool.submit(correct_one, job, predictor, arguments, memory))
-            if not pending:
-                break
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                say(future.result(), arguments)
-                bar.update()
-                yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # photos in work are finished and written
-        bar.close()
-        torch.set_num_threads(threads)
+    with StopRequest() as stop:  # an exception in the middle of `wait` would leave locks behind that workers wait for
+        try:
+            while not stop.signal:
+                while len(pending) < 2 * workers and (job := next(rest, None)) is not None:
+                    pending.add(pool.submit(correct_one, job, predictor, arguments, memory))
+                if not pending:
+                    break
+                done, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    say(future.result(), arguments)
+                    bar.update()
+                    yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # photos in work are finished and written
+            bar.close()
+            torch.set_num_threads(threads)
+    if stop.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stop.signal:
+        exit_on_sigterm(stop.signal, None)
 
 
 def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace, memory: Memory) -> Result:

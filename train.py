@@ -40,6 +40,7 @@ from utils.config import Config, ConfigError, load_config
 from utils.device import Arithmetic, fetch, measure, send, use_large_pages
 from utils.evaluation.metrics import psnr, quantise, ssim
 from utils.files import atomic_path
+from utils.stop import StopRequest
 from utils.training.checkpoint import CheckpointError, save_checkpoint
 from utils.training.compilation import compile_generator
 from utils.training.determinism import make_deterministic, seed_step
@@ -51,7 +52,6 @@ from utils.training.run_folder import RunFolder, RunFolderError, require_writabl
 from utils.training.schedule import Epoch, draw_brightness, draw_working_size, plan_epochs, set_learning_rates
 from utils.training.start import new_state, read_checkpoint, share_weights
 from utils.training.state import TrainingState
-from utils.training.stop import StopRequest
 from utils.weights import WeightsError
 
 SAMPLE_COUNT = 6

@@ -12,8 +12,8 @@ from test_train import run
 from data import EpochBatches, NoPhotosError
 from data.sources import require_enough_photos, require_same_photos
 from utils.config import ConfigError, load_config
+from utils.stop import StopRequest
 from utils.training.checkpoint import load_checkpoint
-from utils.training.stop import StopRequest
 
 EXACT = (
     "precision=float32",
@@ -180,7 +180,7 @@ def test_two_signals_on_different_ways_are_one_and_a_later_one_stops_at_once(mon
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
-        monkeypatch.setattr("utils.training.stop.SAME", -1)
+        monkeypatch.setattr("utils.stop.SAME", -1)
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)

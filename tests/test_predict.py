@@ -653,6 +653,19 @@ def test_interruption_leaves_only_whole_photos(tmp_path, weights, fork, number, 
     assert all(pixels(tmp_path / "out" / name).shape == (300, 450, 3) for name in written)
 
 
+def test_a_signal_waits_for_a_place_where_no_lock_is_held(tmp_path, run, monkeypatch):
+    picture(45, 30).save(tmp_path / "a.png")
+    wait, came_back = predict.wait, []
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        came_back.append(True)
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(predict, "wait", interrupted)
+    assert run("a.png") == 130 and came_back == [True]
+
+
 def test_the_bare_command_corrects_the_examples_visibly(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert predict.main([]) == 0

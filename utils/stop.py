@@ -1,4 +1,4 @@
-"""Stop between two steps, not in the middle of one."""
+"""Stop between two steps or photos, not in the middle of one."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ SAME = 1.0
 
 
 class StopRequest:
-    """Remember SIGINT or SIGTERM until the step in progress is done; a second one, later than `SAME`, stops at once.
+    """Remember SIGINT or SIGTERM until what is in progress is done; a second one, later than `SAME`, stops at once.
 
     A context manager: the previous handlers return with its end.
     """
