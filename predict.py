@@ -25,6 +25,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from utils.stop import StopRequest
+
 if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are known to be good
     from PIL import Image
     from torch import Tensor
@@ -401,8 +403,6 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
     """
     import torch
     from tqdm import tqdm
-
-    from utils.stop import StopRequest
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(arguments.workers or 2 * cores, len(jobs)) or 1

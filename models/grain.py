@@ -65,5 +65,6 @@ def fade(photo: Tensor, lift: Tensor) -> Tensor:
     share = lift * (1 - photo.amax(dim=1, keepdim=True) / COLOURED).clamp_min(0).square()
     red, green, blue = photo.unbind(dim=1)
     median = torch.maximum(torch.minimum(red, green), torch.minimum(torch.maximum(red, green), blue))
-    away = torch.stack((2 * green - red - median, green - green, 2 * green - blue - median), dim=1)
+    none = green - green  # zeros, as exports can follow them
+    away = torch.stack((2 * green - red - median, none, 2 * green - blue - median), dim=1)
     return photo + share / 2 * away

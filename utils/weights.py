@@ -55,8 +55,13 @@ def save_weights(
     Raises:
         OSError: the folder is missing, read-only or full.
     """
-    header = {"version": VERSION, "architecture": architecture, "working_size": working_size, "least_size": least_size}
-    header["training"] = training
+    header = {
+        "version": VERSION,
+        "architecture": architecture,
+        "working_size": working_size,
+        "least_size": least_size,
+        "training": training,
+    }
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in state.items()
