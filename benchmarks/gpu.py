@@ -8,6 +8,7 @@ examples:
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,13 @@ def resume(options: list[str], folder: Path) -> list[Row]:
     return [("weights of a run that was stopped, and of one that was not", f"differ by {worst:.1e}", worst <= 1e-5)]
 
 
+def remaining(size: int) -> Iterator[Tensor]:
+    """Take all of the GPU's memory that PyTorch may have, in pieces of a size in bytes."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        while True:
+            yield torch.empty(size, dtype=torch.uint8, device="cuda")
+
+
 def memory(arithmetic: Arithmetic) -> list[Row]:
     """Correct a photo on a GPU without memory."""
     name = "predict.py without memory on the GPU"
@@ -153,10 +161,12 @@ def memory(arithmetic: Arithmetic) -> list[Row]:
     photo = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6)
+    held = [rest for size in (2**20, 2**9) for rest in remaining(size)]  # what PyTorch has left of its blocks, too
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         predictor.predict(photo)
     torch.cuda.set_per_process_memory_fraction(1.0)
+    held.clear()
     has_said = any("out of memory" in str(warning.message) for warning in said)
     return [(name, "goes on with the CPU and says so" if has_said else "says nothing", has_said)]
 

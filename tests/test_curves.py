@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from conftest import picture
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import Corrector, build_generator, curves, grain
-from models.corrector import shrink
+from models.corrector import shrink, shrink_by_products
 from utils.colour import from_linear, to_linear
 from utils.photos import full_size
 from utils.photos.full_size import apply_curves
@@ -438,6 +439,25 @@ def test_small_copies_keep_the_shape(size, longest, expected):
 def test_a_narrow_photo_is_reduced_row_by_row():
     photo = torch.linspace(0, 1, 480)[None, None, :, None].expand(1, 3, 480, 3).contiguous()
     assert (shrink(photo, 48)[0, 0, :, 0] - torch.linspace(0.01, 0.99, 48)).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("size", "smaller"), [((1212, 2828), (24, 56)), ((300, 97), (56, 18)), ((64, 64), (63, 64))])
+def test_products_shrink_as_torch_does(size, smaller):
+    photo = torch.rand(1, 3, *size)
+    expected = F.interpolate(photo, smaller, mode="bilinear", antialias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (shrink_by_products(photo, smaller) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("longest", "is_by_products"), [(101, False), (56, True)])
+def test_a_gpu_shrinks_large_photos_by_products(longest, is_by_products, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "models.corrector.shrink_by_products", lambda photo, size: taken.append(size) or photo[..., : size[1]]
+    )
+    with FakeTensorMode():
+        assert shrink(torch.empty(1, 3, 2000, 3000, device="cuda"), longest).shape[-1] == longest
+    assert bool(taken) == is_by_products
 
 
 @pytest.mark.parametrize("b", [1, 2, 7, 8, 64])
