@@ -19,12 +19,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the cores are s
 # What imports torch is imported in the fixtures: the process that only hands out tests need not.
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Let the tests that fork run one after the other: they need one server, and times to kill at."""
-    for item in items:
-        if "fork" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("fork"))
+    if "fork" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("fork"))
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -133,7 +131,7 @@ def small_config(photos: Path) -> dict:
         "train_data_dir": str(photos / "train"),
         "valid_data_dir": str(photos / "valid"),
         "batch_size": 4,
-        "epochs": 3,
+        "epochs": 2,
         "begin_use_adv_loss_epoch": 2,
         "num_workers": 0,
         "model_save_dir": str(photos / "run"),

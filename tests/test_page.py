@@ -154,7 +154,7 @@ def share_within(actual, expected, limit):
 
 def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     with Image.open(EXAMPLES[3]) as example:
-        example.resize((4000, 3000), Image.Resampling.BILINEAR).save(tmp_path / "large.jpg", quality=90)
+        example.resize((2400, 1800), Image.Resampling.BILINEAR).save(tmp_path / "large.jpg", quality=90)
         example.convert("L").save(tmp_path / "grey.jpg", quality=95)
         example.resize((3, 2)).save(tmp_path / "tiny.png")
         wide = example.resize((300, 200)).point(lambda value: min(2 * value, 255))

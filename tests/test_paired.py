@@ -272,7 +272,8 @@ def test_real_inputs_are_used_and_the_others_are_synthesised(small_config_path, 
 def test_training_on_pairs_learns_what_the_pairs_do(small_config_path, photos, with_photos, capsys):
     root = lol_v1(photos / "lol")
     options = [f'train_pairs=["lol_v1:{root}"]', f'valid_pairs=["lol_v1:{root}"]', "image_size=[16,24]", "init_lr=0.02"]
-    options += ["begin_use_adv_loss_epoch=99", "epochs=8", "conv=daconv"]
+    options += ["begin_use_adv_loss_epoch=99", "epochs=5", "conv=daconv", "laplacian_level_count=1"]
+    options += ["layer_count_of_every_unet=[1]", "first_layer_out_channels_of_every_unet=[4]"]
     options += [] if with_photos else ["train_data_dir=", "valid_data_dir="]
     assert run(small_config_path, *options) == 0
     assert f"{31 if with_photos else 21} photos in views" in capsys.readouterr().err

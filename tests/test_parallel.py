@@ -97,7 +97,7 @@ def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small
     options = (
         *EXACT,
         *SMALL,
-        "epochs=4",
+        "epochs=3",
         "views_per_photo=3",
         "checkpoint_every_steps=1",
         "begin_use_adv_loss_epoch=5",
@@ -109,7 +109,7 @@ def test_a_dead_process_ends_the_job_and_a_restart_resumes_to_the_same_end(small
     os.kill(ranks[1], signal.SIGKILL)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "the same command resumes" in errors, (output, errors)
-    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] <= 4, "it was over before it could be killed"
+    assert load_checkpoint(photos / "run" / "last.pt")["epoch"] <= 3, "it was over before it could be killed"
     process = fork("train", *words(small_config_path, *options), before=FORKED)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "resuming in epoch" in errors and "2 processes" in errors, errors

@@ -50,10 +50,10 @@ def test_a_run_leaves_whole_files_that_predict_can_use(small_config_path, photos
     folder = photos / "run"
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert rows[0]["adversarial"] == "" and float(rows[1]["adversarial"]) > 0 and float(rows[2]["discriminator"]) > 0
-    assert float(rows[2]["lr"]) == pytest.approx(1e-6) and float(rows[2]["discriminator_lr"]) == pytest.approx(1e-6)
-    for epoch in (1, 2, 3):
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[0]["adversarial"] == "" and float(rows[1]["adversarial"]) > 0 and float(rows[1]["discriminator"]) > 0
+    assert float(rows[1]["lr"]) == pytest.approx(1e-6) and float(rows[1]["discriminator_lr"]) == pytest.approx(1e-6)
+    for epoch in (1, 2):
         with Image.open(folder / "samples" / f"epoch_{epoch:04d}.png") as grid:
             assert grid.width > 3 * 48 and grid.height > 3 * 32  # 3 photos wide; input, output, target
     weights = load_weights(folder / "best.safetensors")
@@ -324,7 +324,7 @@ def test_the_discriminator_learns_and_does_not_move_the_generator(small_config_p
     for optimizer, rate in ((state.generator_optimizer, 0.0), (state.discriminator_optimizer, 1e-3)):
         optimizer.param_groups[0]["lr"] = rate
     before = [parameter.clone() for parameter in state.generator.parameters()]
-    losses = [step(state, batch, arithmetic, adversarial=True)["discriminator"] for _ in range(25)]
+    losses = [step(state, batch, arithmetic, adversarial=True)["discriminator"] for _ in range(18)]
     assert losses[0] == pytest.approx(math.log(2), abs=0.1) and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(a, b) for a, b in zip(before, state.generator.parameters(), strict=True))
 

@@ -23,8 +23,9 @@ class Arithmetic:
     """The device, precision and memory format that the networks run in: one path for all of them.
 
     Args:
-        precision: "float32", in which photos are corrected: alike on all machines, and the quicker one at the size of
-            small copies; "bfloat16"; or "auto" for bfloat16 where the hardware is fast with it.
+        precision: "float32", in which photos are corrected: alike on all machines (on a GPU with TF32, to one
+            level of 8 bits), and the quicker one at the size of small copies; "bfloat16"; or "auto" for bfloat16 where
+            the hardware is fast with it.
         device: "auto" for what `choose_device` finds, or a name such as "cpu" and "cuda:1".
 
     Raises:
