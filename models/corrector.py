@@ -141,9 +141,10 @@ def shrink(photo: Tensor, longest: int) -> Tensor:
 
 def shrink_by_products(photo: Tensor, size: tuple[int, int]) -> Tensor:
     """Return `(B, C, H, W)` at a smaller size, as `F.interpolate` with antialiasing has it, by products of matrices."""
-    down, across = (_triangles(old, new, photo) for old, new in zip(photo.shape[-2:], size, strict=True))
+    exact = photo.to(torch.promote_types(photo.dtype, torch.float32))
+    down, across = (_triangles(old, new, exact) for old, new in zip(photo.shape[-2:], size, strict=True))
     with torch.autocast(photo.device.type, enabled=False):
-        return down @ (photo @ across.T)
+        return (down @ (exact @ across.T)).to(photo.dtype)
 
 
 def _triangles(old: int, new: int, like: Tensor) -> Tensor:

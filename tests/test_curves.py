@@ -447,6 +447,8 @@ def test_products_shrink_as_torch_does(size, smaller):
     expected = F.interpolate(photo, smaller, mode="bilinear", antialias=True)
     with torch.autocast("cpu", torch.bfloat16):
         assert (shrink_by_products(photo, smaller) - expected).abs().max() < 1e-6
+        half = shrink_by_products(photo.half(), smaller)
+    assert half.dtype == torch.float16 and (half - expected).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(("longest", "is_by_products"), [(101, False), (56, True)])
