@@ -178,7 +178,7 @@ def test_a_dead_loader_worker_is_a_clear_error(small_config_path, monkeypatch, c
 
 def test_fifty_kills_lose_at_most_the_work_since_the_last_checkpoint(small_config_path, photos, fork):
     """Every other run is killed when it has just written a checkpoint, the others anywhere, in starting too."""
-    options = ["epochs=4", "views_per_photo=2", "batch_size=1", "checkpoint_every_steps=1", "keep_checkpoints=2"]
+    options = ["epochs=4", "views_per_photo=3", "batch_size=1", "checkpoint_every_steps=1", "keep_checkpoints=2"]
     options += ["begin_use_adv_loss_epoch=4", "image_size=[16,24]", "laplacian_level_count=1"]
     options += ["layer_count_of_every_unet=[1]", "first_layer_out_channels_of_every_unet=[4]"]
     words = ["--config", small_config_path, *(word for option in options for word in ("--set", option))]
