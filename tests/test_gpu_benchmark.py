@@ -28,7 +28,7 @@ def test_the_benchmark_of_a_gpu_runs_on_the_cpu(photos, small_config, monkeypatc
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: 1)
     names = ("laplacian_level_count", "layer_count_of_every_unet", "first_layer_out_channels_of_every_unet")
     options = [f"{name}={small_config[name]}" for name in (*names, "image_size", "valid_data_dir")]
-    options += ["batch_size=4", "num_workers=0", "working_size=32"]
+    options += ["batch_size=4", "views_per_photo=1", "num_workers=0", "working_size=32"]
     words = [word for option in options for word in ("--set", option)]
     shown = []
     monkeypatch.setattr(gpu, "print", lambda text, **options: shown.append(text), raising=False)
