@@ -59,7 +59,7 @@ KINDS = (JITTERED, DEVELOPED, DEVELOPED, UNTOUCHED, JITTERED, DEVELOPED)
 def a_batch(
     size: tuple[int, int], *, has_pairs: bool = True, has_scenes: bool = True, kinds: tuple[int, ...] = KINDS
 ) -> Batch:
-    """One view of every kind: jittered, developed with all that a camera can do, untouched, a pair, a scene."""
+    """One view of each of `kinds`; of them all: developed with all that a camera can do; a pair; a scene."""
     rng = np.random.default_rng(0)
     ranges = CameraRange(
         is_metered=True, stretch=1.0, stretch_share=1.0, noise_share=1.0, jpeg_share=1.0, local_share=1.0

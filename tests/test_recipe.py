@@ -64,7 +64,7 @@ def test_stages_follow_one_another(small_config_path, photos, monkeypatch, capsy
 def test_a_run_stopped_in_every_stage_ends_as_one_that_was_not(small_config_path, photos, monkeypatch):
     options = (f"stages={json.dumps(STAGES)}", "begin_use_adv_loss_epoch=9", "ema_decay=0.9", "clip_gradient_norm=0.5")
     assert run(small_config_path, *options, f"model_save_dir={photos / 'whole'}") == 0
-    for moment in (4, 1, 3):  # from there on: a stage's last step, one's first, and one within
+    for moment in (4, 1, 3):  # steps since the last stop: to a stage's last, to one's first, into one
         with monkeypatch.context() as patch:
             signal_in_step(patch, moment)
             assert run(small_config_path, *options) == 130
