@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import gc
 import json
 import os
 import shutil
@@ -17,6 +18,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the cores are shared out by running tests in parallel
 # What imports torch is imported in the fixtures: the process that only hands out tests need not.
+gc.disable()  # until all is imported: importing makes objects by the million, and no garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -47,6 +54,14 @@ def chromium(*words: str) -> tuple[Any, Callable[[Any], Any]]:
     for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", *words):
         options.add_argument(f"--{word}")
     return options, lambda options: webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+@pytest.fixture(autouse=True)
+def small_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let curves.png have few pixels: every run draws it after every epoch."""
+    from utils.training import plots
+
+    monkeypatch.setattr("utils.training.run_folder.draw_curves", functools.partial(plots.draw_curves, size=(140, 100)))
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +142,7 @@ def small_config(photos: Path) -> dict:
     optional = {item.name for item in dataclasses.fields(Config) if item.default is not dataclasses.MISSING}
     return {
         **{key: value for key, value in values.items() if key not in optional - {"color_jitter_gamma"}},
-        "image_size": [32, 48],
+        "image_size": [16, 24],
         "train_data_dir": str(photos / "train"),
         "valid_data_dir": str(photos / "valid"),
         "batch_size": 4,
@@ -137,7 +152,7 @@ def small_config(photos: Path) -> dict:
         "model_save_dir": str(photos / "run"),
         "photo_cache_dir": str(photos / "cache"),
         "laplacian_level_count": 2,
-        "layer_count_of_every_unet": [2, 1],
+        "layer_count_of_every_unet": [1, 1],
         "first_layer_out_channels_of_every_unet": [4, 4],
     }
 

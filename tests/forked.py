@@ -10,6 +10,7 @@ from pathlib import Path
 
 SERVER = f"""
 import atexit, gc, json, os, signal, sys, threading, traceback
+gc.disable()
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import pytest, torch._dynamo, torch.distributed.run, evaluate, predict, train, utils.photos.predictor
 try:
@@ -32,6 +33,7 @@ def reap(*arguments):
 
 signal.signal(signal.SIGCHLD, reap)
 gc.freeze()
+gc.enable()
 for line in sys.stdin:
     job = json.loads(line)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])

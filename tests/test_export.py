@@ -58,7 +58,6 @@ def test_train_export_and_predict_with_every_network(model, small_config_path, p
             "conv=daconv",
             "begin_use_adv_loss_epoch=9",
             "epochs=2",
-            "image_size=[16,24]",
             "shown_brighter=1.5",
         )
         == 0

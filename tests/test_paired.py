@@ -271,7 +271,7 @@ def test_real_inputs_are_used_and_the_others_are_synthesised(small_config_path, 
 @THIN
 def test_training_on_pairs_learns_what_the_pairs_do(small_config_path, photos, with_photos, capsys):
     root = lol_v1(photos / "lol")
-    options = [f'train_pairs=["lol_v1:{root}"]', f'valid_pairs=["lol_v1:{root}"]', "image_size=[16,24]", "init_lr=0.02"]
+    options = [f'train_pairs=["lol_v1:{root}"]', f'valid_pairs=["lol_v1:{root}"]', "init_lr=0.02"]
     options += ["begin_use_adv_loss_epoch=99", "epochs=5", "conv=daconv", "laplacian_level_count=1"]
     options += ["layer_count_of_every_unet=[1]", "first_layer_out_channels_of_every_unet=[4]"]
     options += [] if with_photos else ["train_data_dir=", "valid_data_dir="]
@@ -308,8 +308,7 @@ def test_the_ready_configurations_are_whole(path):
     network_class(config.model)
     assert config.train_pairs and config.valid_pairs and not config.train_data_dir
     assert config.conv == ("daconv" if path.stem.endswith("_daconv") else "plain")
-    with torch.device("meta"):
-        assert sum(p.numel() for p in build_generator(config).parameters()) >= 7_015_449
+    assert sum(p.numel() for p in build_generator(config).parameters()) >= 7_015_449
     assert config.model_save_dir == f"runs/{path.stem}"
 
 

@@ -1,5 +1,6 @@
 """Draw the curves of a training run, without a plotting library."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from ..files import atomic_path
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too
-_WIDTH, _HEIGHT = 560, 320  # of a panel, in pixels
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 34, 20, 40
 _GREY, _LIGHT = "#555555", "#dddddd"
 
@@ -17,13 +17,16 @@ Panel = tuple[str, Sequence[str], bool]
 """Title, names of the columns to draw, and whether the axis is logarithmic."""
 
 
-def draw_curves(path: Path, history: Sequence[dict[str, float]], panels: Sequence[Panel]) -> None:
+def draw_curves(
+    path: Path, history: Sequence[dict[str, float]], panels: Sequence[Panel], size: tuple[int, int] = (560, 320)
+) -> None:
     """Write a PNG with one panel of curves over the epochs for each of `panels` of which `history` knows a column.
 
     Args:
         path: NAME.png.
         history: one row per epoch; a row may lack columns. Values that are not finite are left out.
         panels: what to draw.
+        size: width and height of a panel, in pixels.
 
     Raises:
         OSError: the folder is missing, read-only or full.
@@ -35,13 +38,17 @@ def draw_curves(path: Path, history: Sequence[dict[str, float]], panels: Sequenc
         if curves:
             drawn.append((title, curves, is_logarithmic))
     columns = min(2, max(len(drawn), 1))
-    image = Image.new("RGB", (columns * _WIDTH, max(math.ceil(len(drawn) / columns), 1) * _HEIGHT), "white")
+    rows = max(math.ceil(len(drawn) / columns), 1)
+    image = Image.new("RGB", (columns * size[0], rows * size[1]), "white")
     draw = ImageDraw.Draw(image)
     for number, (title, curves, is_logarithmic) in enumerate(drawn):
-        left, top = number % columns * _WIDTH, number // columns * _HEIGHT
-        _draw_panel(draw, left, top, title, curves, is_logarithmic)
+        left, top = number % columns * size[0], number // columns * size[1]
+        _draw_panel(draw, (left, top, left + size[0], top + size[1]), title, curves, is_logarithmic)
     with atomic_path(path) as temporary:
         image.save(temporary, compress_level=1)  # thrice as fast, and flat areas stay small
+
+
+_font = functools.cache(ImageFont.load_default)
 
 
 def _points(history: Sequence[dict[str, float]], name: str, is_logarithmic: bool) -> list[tuple[float, float]]:
@@ -51,20 +58,20 @@ def _points(history: Sequence[dict[str, float]], name: str, is_logarithmic: bool
 
 def _draw_panel(
     draw: ImageDraw.ImageDraw,
-    left: int,
-    top: int,
+    box: tuple[int, int, int, int],
     title: str,
     curves: dict[str, list[tuple[float, float]]],
     is_logarithmic: bool,
 ) -> None:
-    font, bold = ImageFont.load_default(13), ImageFont.load_default(16)
+    font, bold = _font(13), _font(16)
     scaled = {n: [(x, math.log10(y) if is_logarithmic else y) for x, y in p] for n, p in curves.items()}
     xs, ys = zip(*(point for points in scaled.values() for point in points), strict=True)
     ticks = _log_ticks(min(ys), max(ys)) if is_logarithmic else _ticks(min(ys), max(ys), count=5)
     x_ticks = [tick for tick in _ticks(min(xs), max(xs), count=7) if tick == int(tick) and min(xs) <= tick <= max(xs)]
     x_first, x_last = min(xs) - (min(xs) == max(xs)), max(xs) + (min(xs) == max(xs))
     y_first, y_last = min(*ticks, *ys), max(*ticks, *ys)
-    x0, x1, y0, y1 = left + _LEFT, left + _WIDTH - _RIGHT, top + _HEIGHT - _BOTTOM, top + _TOP
+    left, top, right, bottom = box
+    x0, x1, y0, y1 = left + _LEFT, right - _RIGHT, bottom - _BOTTOM, top + _TOP
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -83,7 +90,7 @@ def _draw_panel(
         draw.text((x, y0 + 8), f"{tick:.0f}", font=font, fill=_GREY, anchor="mt")
     draw.line((x0, y0, x1, y0), fill=_GREY)
     draw.text((x1, y0 + 24), "epoch", font=font, fill=_GREY, anchor="rt")
-    right = float(x1)
+    label = float(x1)
     for number, (name, points) in reversed(list(enumerate(scaled.items()))):
         colour = _COLOURS[number % len(_COLOURS)]
         placed = [place(*point) for point in points]
@@ -91,8 +98,8 @@ def _draw_panel(
         if len(placed) < 20:
             for x, y in placed:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        draw.text((right, top + 18), name.replace("_", " "), font=font, fill=colour, anchor="rm")
-        right -= draw.textlength(name, font=font) + 14
+        draw.text((label, top + 18), name.replace("_", " "), font=font, fill=colour, anchor="rm")
+        label -= draw.textlength(name, font=font) + 14
 
 
 def _ticks(first: float, last: float, count: int) -> list[float]:
