@@ -1,5 +1,7 @@
 """What a configuration trains and validates on: folders of photos, real pairs, and the batches made of them."""
 
+import atexit
+import functools
 import hashlib
 import signal
 import sys
@@ -8,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from utils.config import Config, ConfigError
@@ -156,16 +159,33 @@ def build_loader(
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0 and dataset.seed is not None,  # validation's are seldom needed
         pin_memory=arithmetic.device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=functools.partial(leave_signals_to_parent, is_over=_is_over()),
     )
     return loader, batches
 
 
-def leave_signals_to_parent(worker: int) -> None:
-    """Let the training process alone handle signals that every process of a terminal or a job gets."""
+@functools.cache
+def _is_over() -> torch.Tensor:
+    """Return what tells the workers that this process ends: a bool `(1,)` in shared memory."""
+    is_over = torch.zeros(1, dtype=torch.bool).share_memory_()
+    atexit.register(is_over.fill_, True)
+    return is_over
+
+
+def leave_signals_to_parent(worker: int, is_over: torch.Tensor) -> None:
+    """Let the training process alone handle signals that every process of a terminal or a job gets.
+
+    The second SIGTERM is the loader's own, for a worker that does not end by itself. Of a loader that an error's
+    traceback keeps, the only one comes as the process ends.
+    """
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if is_over:
+            signal.raise_signal(signal.SIGTERM)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # the second one is the loader's own, for a worker that does not end by itself
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, end)
 
 
 def refuse_common_photos(photos: PhotoDataset, valid_photos: PhotoDataset) -> None:

@@ -267,6 +267,25 @@ def test_a_finished_run_says_so_and_changes_nothing(small_config_path, trained, 
     assert last.read_bytes() == before
 
 
+def test_the_loaders_workers_do_not_outlive_an_error_that_nobody_expected(small_config_path, fork):
+    """Whose traceback keeps the loader, so that it is not closed before the process ends."""
+    before = """
+def broken(*arguments, **options):
+    raise TypeError("broken")
+
+def main(main=train.main):
+    try:
+        main()
+    except TypeError as error:
+        sys.last_exc = error  # as the interpreter does
+        return 3
+
+train.train_step, train.main = broken, main
+"""
+    process = fork("train", "--config", small_config_path, "--set", "num_workers=2", before=before)
+    assert process.wait(timeout=20) == 3
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @THIN
 def test_a_corrupt_photo_is_named_once_and_counted(small_config_path, photos, capsys, workers):
