@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -348,6 +349,26 @@ def test_an_interrupted_run_goes_on(pairs, tmp_path, monkeypatch):
     partial.write_text(text)
     assert run("folder", pairs, "--method", "identity", "-o", out) == 0  # other settings begin anew
     assert {row["method"] for row in rows(out)} == {"identity"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_for_the_photo_in_work(pairs, tmp_path, monkeypatch, number, code):
+    out, score, sent = tmp_path / "out", scoring.score_photo, []
+
+    def signalled(*arguments):
+        if not sent:
+            sent.append(os.kill(os.getpid(), number))
+        return score(*arguments)
+
+    monkeypatch.setattr(scoring, "score_photo", signalled)
+    command = ("folder", pairs, "--method", "identity", "-o", out, "--workers", "1")
+    if code == 130:
+        assert run(*command) == code
+    else:
+        with pytest.raises(SystemExit, match=str(code)):
+            run(*command)
+    assert (out / "results.partial.jsonl").read_text().count("\n") == 2  # the settings and the row
+    assert run(*command) == 0 and len(rows(out)) == 5
 
 
 def test_a_killed_run_goes_on(pairs, tmp_path, fork):

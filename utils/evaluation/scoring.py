@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import atomic_path
+from ..stop import StopRequest
 from .errors import EvaluationError
 from .methods import Contestant, PhotoPair, Pixels, read
 from .metrics import Metric
@@ -60,6 +62,7 @@ def score_all(
 
     Raises:
         EvaluationError: a photo cannot be read (and is not to be skipped), or sizes of output and target differ.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; rows that were finished are in `partial`.
     """
     by_input: dict[Path, list[PhotoPair]] = {}
     for pair in pairs:
@@ -77,6 +80,7 @@ def score_all(
         with (
             tqdm(total=len(by_input) * len(contestants), unit="photo", disable=None) as bar,
             ThreadPoolExecutor(workers or _worker_count(pairs)) as pool,
+            StopRequest() as stop,  # an exception in the middle of waiting would leave locks behind
         ):
             bar.update(bar.total - len(todo))
             results = pool.map(lambda item: score_photo(measurement, *item), todo)
@@ -87,6 +91,8 @@ def score_all(
                     for row in rows or ():
                         partial.add(row)
                     bar.update()
+                    if stop.signal:
+                        raise KeyboardInterrupt if stop.signal == signal.SIGINT else SystemExit(128 + stop.signal)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
