@@ -103,7 +103,7 @@ def make_pages(folders: Sequence[Path], output: Path, side: int, seed: int) -> N
             raise EvaluationError(f"{name}: versions differ in size ({sizes}), which would tell them apart")
         page = f"{number:03}"
         with atomic_path(output / f"{page}.png") as temporary:
-            draw_page(page, images, side).save(temporary)
+            draw_page(page, images, side).save(temporary, compress_level=1)
         key[page] = {"photo": name, **dict(zip(string.ascii_uppercase, order, strict=False))}
     write_text(output / "key.json", json.dumps(key, indent=2) + "\n")
     print(f"{len(photos)} pages of {len(versions)} versions in {output}; key.json is not for the judges")

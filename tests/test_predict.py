@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,12 +34,17 @@ def generator():
     return build_generator(SimpleNamespace(**ARCHITECTURE))
 
 
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("untrained")
+    state = generator().state_dict()
+    save_weights(folder / "w.safetensors", state, architecture=ARCHITECTURE, working_size=64, training={})
+    return folder
+
+
 @pytest.fixture
-def weights(tmp_path):
-    path = tmp_path / "w" / "w.safetensors"
-    path.parent.mkdir()
-    save_weights(path, generator().state_dict(), architecture=ARCHITECTURE, working_size=64, training={})
-    return path
+def weights(tmp_path, untrained):
+    return Path(shutil.copytree(untrained, tmp_path / "w")) / "w.safetensors"
 
 
 @pytest.fixture

@@ -45,4 +45,4 @@ def write_sheet(
             small.thumbnail((side, side))
             image.paste(small, (8 + column * (side + 8), top + 22))
     with atomic_path(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, compress_level=1)  # thrice as fast
