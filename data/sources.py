@@ -159,7 +159,7 @@ def build_loader(
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0 and dataset.seed is not None,  # validation's are seldom needed
         pin_memory=arithmetic.device.type == "cuda",
-        worker_init_fn=functools.partial(leave_signals_to_parent, is_over=_is_over()),
+        worker_init_fn=functools.partial(leave_signals_to_parent, is_over=_is_over()) if config.num_workers else None,
     )
     return loader, batches
 
