@@ -427,10 +427,7 @@ def correct_all(jobs: list[Job], predictor: "Predictor", arguments: argparse.Nam
             pool.shutdown(cancel_futures=True)  # photos in work are finished and written
             bar.close()
             torch.set_num_threads(threads)
-    if stop.signal == signal.SIGINT:
-        raise KeyboardInterrupt
-    if stop.signal:
-        exit_on_sigterm(stop.signal, None)
+    stop.raise_it()
 
 
 def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace, memory: Memory) -> Result:

@@ -32,6 +32,18 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def raise_it(self) -> None:
+        """Raise what the signal asks for, if one came.
+
+        Raises:
+            KeyboardInterrupt: it was SIGINT.
+            SystemExit: it was SIGTERM; the code is 143, as a shell has it.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal:
+            sys.exit(128 + self.signal)
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.signal and time.monotonic() > self._when + SAME:
             sys.exit(128 + number)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,8 +90,7 @@ def score_all(
                     for row in rows or ():
                         partial.add(row)
                     bar.update()
-                    if stop.signal:
-                        raise KeyboardInterrupt if stop.signal == signal.SIGINT else SystemExit(128 + stop.signal)
+                    stop.raise_it()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
