@@ -22,6 +22,7 @@ gc.disable()  # until all is imported: importing makes objects by the million, a
 
 
 def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but never look at what was imported."""
     gc.freeze()
     gc.enable()
 

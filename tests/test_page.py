@@ -83,10 +83,9 @@ def page(site, tmp_path_factory):
     """A browser with the page open, whose requests to elsewhere end in `page.elsewhere`."""
     quiet = "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"
     software = "enable-unsafe-swiftshader", "enable-unsafe-webgpu"
-    once = (
-        "js-flags=--no-wasm-tier-up --no-wasm-dynamic-tiering"  # optimising what runs once takes longer than it saves
-    )
-    options, start = chromium("window-size=1200,900", *software, once, *quiet)
+    # optimising what runs once takes longer than it saves
+    plain = "js-flags=--no-wasm-tier-up --no-wasm-dynamic-tiering"
+    options, start = chromium("window-size=1200,900", *software, plain, *quiet)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     downloads = tmp_path_factory.mktemp("downloads")
     several = "profile.default_content_setting_values.automatic_downloads"

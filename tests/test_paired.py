@@ -280,7 +280,6 @@ def test_training_on_pairs_learns_what_the_pairs_do(small_config_path, photos, w
     assert run(small_config_path, *options) == 0
     assert f"{31 if with_photos else 21} photos in views" in capsys.readouterr().err
     history = load_checkpoint(photos / "run" / "last.pt")["history"]
-    print([round(h["psnr"], 1) for h in history])
     assert history[-1]["psnr"] > history[0]["psnr"] + 2
 
 

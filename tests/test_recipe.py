@@ -302,12 +302,7 @@ def test_a_photo_that_shows_nothing_is_passed_over_and_named(small_config_path, 
 
 def test_the_adversarial_phase_works(small_config_path):
     """The discriminator learns to tell, its gradient reaches the generator, and the output stays sane."""
-    options = [
-        "precision=float32",
-        "discriminator_init_lr=0.0005",
-        "init_lr=0.004",
-        "batch_size=2",
-    ]
+    options = ["precision=float32", "discriminator_init_lr=0.0005", "init_lr=0.004", "batch_size=2"]
     batch, state, arithmetic = first_batch_and_state(small_config_path, *options)
     parts = [step(state, batch, arithmetic, adversarial=True) for _ in range(12)]
     assert parts[0]["discriminator"] == pytest.approx(math.log(2), abs=0.1)

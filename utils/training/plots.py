@@ -12,6 +12,7 @@ from ..files import atomic_path
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind too
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 34, 20, 40
 _GREY, _LIGHT = "#555555", "#dddddd"
+_font = functools.cache(ImageFont.load_default)
 
 Panel = tuple[str, Sequence[str], bool]
 """Title, names of the columns to draw, and whether the axis is logarithmic."""
@@ -46,9 +47,6 @@ def draw_curves(
         _draw_panel(draw, (left, top, left + size[0], top + size[1]), title, curves, is_logarithmic)
     with atomic_path(path) as temporary:
         image.save(temporary, compress_level=1)  # thrice as fast, and flat areas stay small
-
-
-_font = functools.cache(ImageFont.load_default)
 
 
 def _points(history: Sequence[dict[str, float]], name: str, is_logarithmic: bool) -> list[tuple[float, float]]:
