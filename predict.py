@@ -25,6 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from utils.files import RELEASED, weights_file
 from utils.stop import StopRequest
 
 if TYPE_CHECKING:  # torch takes seconds to import: only once the arguments are known to be good
@@ -135,7 +136,9 @@ def run(arguments: argparse.Namespace) -> int:
     from utils.weights import WeightsError
 
     try:
-        predictor = Predictor.from_weights(arguments.weights, device_of(arguments.device), arguments.size)
+        predictor = Predictor.from_weights(
+            arguments.weights, device_of(arguments.device), arguments.size, careful=arguments.careful
+        )
     except (ValueError, WeightsError) as error:
         print(f"ERROR {printable(error)}", file=sys.stderr)
         return 2
@@ -188,10 +191,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("-o", "--output", type=Path, help="folder for the corrected photos")
     add("-r", "--recursive", action="store_true", help="sub-folders too; the output folder mirrors them")
-    weights = REPOSITORY / "weights" / "msec.safetensors"
-    add("-w", "--weights", type=Path, default=weights, help="weights file (default: the released weights)")
+    weights = RELEASED / "msec.safetensors"
+    add("-w", "--weights", type=Path, default=weights, help="weights file, or the name of released weights (msec)")
     add("--strength", type=float, default=1.0, help="from 0, the photo as it is, to 1, the full correction (default)")
     add("--exposure", type=float, default=0.0, help="stops brighter than the correction, or darker: from -3 to 3 (0)")
+    add("--careful", action="store_true", help="half of it for photos whose lights are exposed and not clipped")
     add(
         "--size",
         type=int,
@@ -220,6 +224,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and not low <= value <= high:
             parser.error(f"--{name} {value}: from {low} to {high}")
+    arguments.weights = weights_file(arguments.weights)
     if not os.path.exists(arguments.weights):
         parser.error(f"-w {arguments.weights}: no such file")
     if set("/\\\0\n") & set(arguments.suffix):
@@ -495,9 +500,8 @@ def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManage
     from utils.photos.report import Report
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    return Report.open(
-        arguments.output / (f"index-{rank}.html" if rank else "index.html"), arguments.strength, arguments.exposure
-    )
+    path = arguments.output / (f"index-{rank}.html" if rank else "index.html")
+    return Report.open(path, arguments.strength, arguments.exposure, careful=arguments.careful)
 
 
 def add_to_report(page: "Report | None", result: Result, arguments: argparse.Namespace) -> None:

@@ -3,8 +3,8 @@
 First, of dark and of bright photos, whether the statistics of a photo (mean luma, five quantiles, white and black) tell
 the inputs of real pairs, whose target's mean differs by more than --least, from good photos: the area under the curve
 of logistic regressions that have not seen the photo they judge. 0.5 is guessing and 1 certainty. Then, of weights at
-several strengths, PSNR on the pairs (mean over sets) beside how far good photos are changed (median and tenth
-percentile of PSNR between before and after): the price of correcting less.
+several strengths, and of a careful correction, PSNR on the pairs (mean over sets) beside how far good photos are
+changed (median and tenth percentile of PSNR between before and after): the price of correcting less.
 
 example:
   python benchmarks/doubt.py PAIRS GOOD
@@ -21,7 +21,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.pairs import pairs_of, score, sets_of
-from utils.evaluation.methods import Pixels, read
+from utils.evaluation.methods import Method, Pixels, read
 from utils.photos.predictor import Predictor
 from utils.photos.reading import find_photos
 
@@ -85,10 +85,12 @@ def main() -> None:
         area = area_under_curve(features[which], labels[which])
         counts = int(labels[which].sum()), int((1 - labels[which]).sum())
         print(f"{name}: {counts[0]} good photos, {counts[1]} mis-exposed, area under the curve {area:.2f}", flush=True)
-    predictor = Predictor.from_weights(arguments.weights)
     print("| strength | pairs | good photos, median | tenth |\n|---|---|---|---|")
-    for strength in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
-        method = partial(predictor.predict, strength=strength)
+    full, careful = (Predictor.from_weights(arguments.weights, careful=careful) for careful in (False, True))
+    ways: dict[str, Method] = {
+        f"{share:g}": partial(full.predict, strength=share) for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+    }
+    for strength, method in {**ways, "1, careful": careful.predict}.items():
         scores = np.mean([score(method, pairs) for pairs in sets], axis=0)
         changes = [score(method, [(photo, photo)])[0] for photo in good]
         median, tenth = np.quantile(changes, (0.5, 0.1))

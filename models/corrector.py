@@ -15,6 +15,10 @@ that are bright on purpose look like those that are so by mistake: by eye, less 
 LEFT_ALONE, FOLLOWED = 0.3, 0.6
 """Stops of the odds. A photo that would become darker, and change by less than the first, is left as it is; from the
 second on, the correction is followed. By eye, good photos gain by a little more light, and show no gain by less."""
+SPARED = 0.5
+"""How far a careful correction stays behind where `is_right` is 1."""
+EXPOSED, CLIPPED = (0.35, 0.6), 0.94
+"""From where to where the brightest parts of a photo count as exposed; from where a pixel of it counts as clipped."""
 
 LARGEST_FACTOR = 32
 """By which torch shrinks on a GPU: its kernel keeps a pixel's weights in shared memory, which a hundredfold exceeds."""
@@ -39,6 +43,7 @@ class Corrector(nn.Module):
         working_size: longest side in pixels of the small copy; photos are never enlarged.
         least_size: what its short side has at least, or what comes nearest with twice that on the longest: networks
             trained on square views of drawn sizes take sides that they never saw for another brightness.
+        careful: correct by half what is probably right as it is: photos whose lights are exposed and not clipped.
 
     Black stays black and white stays white. Shadows that are brightened lose some grain, and colour next to black; a
     photo to be darkened by little is left as it is (`LEFT_ALONE`), what is darkened is held back (`HELD_BACK`), and a
@@ -47,11 +52,12 @@ class Corrector(nn.Module):
     shown brighter ones (`Network.shown_brighter`).
     """
 
-    def __init__(self, network: nn.Module, working_size: int, least_size: int = 0) -> None:
+    def __init__(self, network: nn.Module, working_size: int, least_size: int = 0, *, careful: bool = False) -> None:
         super().__init__()
         self.network = network
         self.working_size = working_size
         self.least_size = least_size
+        self.careful = careful
 
     def forward(self, photo: Tensor, strength: Tensor | float = 1.0, exposure: Tensor | float = 0.0) -> Tensor:
         maps = curves.adjust(self.maps(self.small_copy(photo)), strength, exposure)
@@ -71,7 +77,11 @@ class Corrector(nn.Module):
         """Return the curves `(B, 3, 3, h, w)` of small copies `(B, 3, h, w)`, as `models.curves` has them."""
         corrected = self.corrected(small)
         with torch.autocast(small.device.type, enabled=False):
-            return curves.fit(small, corrected)
+            return self.spared(small, curves.fit(small, corrected))
+
+    def spared(self, small: Tensor, maps: Tensor) -> Tensor:
+        """Return curves `(B, 3, C, h, w)` of small copies `(B, 3, h, w)`, weaker if the correction is a careful one."""
+        return maps * (1 - SPARED * is_right(small))[:, None, None, None, None] if self.careful else maps
 
     def corrected(self, small: Tensor) -> Tensor:
         """Return small copies `(B, 3, h, w)` as they are to become, in [0, 1]: what the curves are fitted to."""
@@ -122,6 +132,19 @@ def hold_back(small: Tensor, output: Tensor) -> Tensor:
     followed = ((total / whole / math.log(2) - LEFT_ALONE) / (FOLLOWED - LEFT_ALONE)).clamp(0, 1)
     darker = (-2 * net / total).clamp(0, 1)
     return small + (1 - darker * (1 - followed)) * (change - HELD_BACK * change.clamp_max(0))
+
+
+def is_right(small: Tensor) -> Tensor:
+    """Return whether small copies `(B, 3, h, w)` are probably exposed as they are to be, from 0 to 1: `(B,)`.
+
+    They are if their brightest parts, the mean of the 16th powers of the pixels' largest channels, are exposed, and
+    less than a hundredth of them is clipped: the photographer has exposed for the lights.
+    """
+    largest = small.amax(1)
+    brightest = (largest**16).mean((1, 2)) ** (1 / 16)
+    clipped = ((largest - CLIPPED) / (1 - CLIPPED)).clamp(0, 1).mean((1, 2))
+    exposed = (brightest - EXPOSED[0]) / (EXPOSED[1] - EXPOSED[0])
+    return exposed.clamp(0, 1) * (1 - 100 * clipped).clamp(0, 1)
 
 
 def shrink(photo: Tensor, longest: int) -> Tensor:

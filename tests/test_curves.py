@@ -10,7 +10,7 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import Corrector, build_generator, curves, grain
-from models.corrector import shrink, shrink_by_products
+from models.corrector import is_right, shrink, shrink_by_products
 from utils.colour import from_linear, to_linear
 from utils.photos import full_size
 from utils.photos.full_size import apply_curves
@@ -385,6 +385,29 @@ def test_each_photo_of_a_batch_is_left_alone_for_itself():
     module = corrector(lambda x: curves.multiply_odds(x, torch.tensor([0.9, 0.25] * 2)[:, None, None, None]))
     same, darker = (module(photo) - photo).abs().amax((1, 2, 3))
     assert same < 1e-6 and darker > 0.2
+
+
+@pytest.mark.parametrize(
+    ("most", "clipped", "right"),
+    [(0.3, 0, 0), (0.475, 0, 0.5), (0.8, 0, 1), (0.8, 0.005, 0.5), (0.8, 0.02, 0), (0.3, 0.02, 0)],
+)
+def test_a_photo_is_probably_right_if_its_lights_are_exposed_and_not_clipped(most, clipped, right):
+    small = torch.full((1, 3, 40, 50), 0.1)
+    small[:, 0, ::2] = most * 2 ** (1 / 16)  # of half of the pixels, in one channel
+    small.flatten(2)[:, 1, : round(clipped * 2000)] = 1
+    assert is_right(torch.cat((small, small / 9))).tolist() == pytest.approx([right, 0], abs=0.01)
+
+
+def test_a_careful_corrector_changes_by_half_what_is_probably_right():
+    photo = torch.rand(3, 3, 40, 60) * 0.9
+    photo[1] /= 3  # too dark
+    photo[2, :, :10] = 1  # clipped
+    module = corrector(lambda x: curves.multiply_odds(x, 2), size=60)
+    full, half = module(photo), module(photo, strength=0.5)
+    module.careful = True
+    careful = module(photo)
+    assert torch.allclose(careful[0], half[0], atol=1e-6) and (full[0] - half[0]).mean() > 0.05
+    assert torch.equal(careful[1:], full[1:])
 
 
 def test_a_mirror_image_becomes_the_mirror_image():

@@ -626,6 +626,32 @@ def test_strength_zero_gives_the_file_back_and_half_is_half_way(tmp_path, run, w
     assert whole.mean() > 40 and abs(half.mean() / whole.mean() - 0.5) < 0.08
 
 
+def test_released_weights_go_by_their_name_and_a_file_of_that_name_before_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["x.jpg", "-o", "out", "-w"]
+    (tmp_path / "msec").mkdir()
+    released = REPOSITORY / "weights" / "msec.safetensors"
+    assert predict.parse_arguments([*words, "msec"]).weights == predict.parse_arguments(words[:-1]).weights == released
+    (tmp_path / "zero_dce").write_bytes(b"")
+    assert predict.parse_arguments([*words, "zero_dce"]).weights == Path("zero_dce")
+
+
+def test_careful_is_half_where_lights_are_exposed(tmp_path, run, weights):
+    network = generator()
+    with torch.no_grad():
+        network.unets[-1].head.bias.fill_(0.1)
+    save_weights(weights, network.state_dict(), architecture=ARCHITECTURE, working_size=64, training={})
+    for name, share in (("right", 0.8), ("dark", 0.2)):
+        picture(60, 40).point(lambda value, share=share: value * share).save(tmp_path / f"{name}.png")
+    results = []
+    for options in (["--careful"], ["--strength", "0.5"], []):
+        assert run(tmp_path / "right.png", tmp_path / "dark.png", *options, "--overwrite") == 0
+        results.append([pixels(tmp_path / "out" / name) for name in ("right.png", "dark.png")])
+    careful, half, full = results
+    assert np.array_equal(careful[0], half[0]) and not np.array_equal(careful[0], full[0])
+    assert np.array_equal(careful[1], full[1]) and not np.array_equal(careful[1], half[1])
+
+
 def test_help_does_not_wait_for_torch():
     program = (
         "import sys, predict\ntry: predict.main(['-h'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"

@@ -19,12 +19,12 @@ GREY_STOP = 2.02463
 """By what a stop multiplies the odds of a grey card."""
 
 
-def predictor(function=None, size=64):
+def predictor(function=None, size=64, **options):
     """The identity, or a network that computes `function`."""
     network = build_generator(SimpleNamespace(**ARCHITECTURE))
     if function is not None:
         network.forward = lambda photo: [function(photo)]  # type: ignore[method-assign]
-    return Predictor(network, size, Arithmetic("float32", "cpu"))
+    return Predictor(network, size, Arithmetic("float32", "cpu"), **options)
 
 
 def more(odds):
@@ -88,6 +88,18 @@ def test_strength_is_checked_and_zero_is_exact():
     assert np.array_equal(np.array(predictor(lambda x: 2 * x).predict(image, strength=0)), photo)
     with pytest.raises(ValueError, match="from 0 to 1"):
         predictor().predict(photo, strength=1.1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_careful_correction_is_half_of_it_where_the_photo_is_probably_right(mode):
+    right = picture(90, 60).convert(mode)
+    dark = right.point(lambda value: value / 4)
+    full, careful = predictor(more(1.8)), predictor(more(1.8), careful=True)
+    assert np.array_equal(careful.predict(right), full.predict(right, strength=0.5))
+    assert np.array_equal(careful.predict(right, strength=0.4), full.predict(right, strength=0.2))
+    assert np.array_equal(careful.predict(dark), full.predict(dark))
+    batch = torch.rand(2, 3, 40, 50) * 0.9
+    assert torch.allclose(careful.correct(batch), full.correct(batch, strength=0.5), atol=1e-6)
 
 
 def test_exposure_is_checked_and_works_without_a_correction():

@@ -140,7 +140,7 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
         small = torch.nn.functional.interpolate(as_tensor(image), (80, 120), mode="area")
         maps[mode] = curves.fit(small, small.sqrt())
         copies[mode] = as_tensor(Image.open(io.BytesIO(base64.b64decode(_encode(before[mode])))).convert(mode))
-    with Report.open(tmp_path / "index.html", strength=0.72, exposure=0.5) as report:
+    with Report.open(tmp_path / "index.html", strength=0.72, exposure=0.5, careful=True) as report:
         for index in range(20):
             mode = "RGB" if index % 2 == 0 else "L"
             after = Image.fromarray(corrected(mode, 0.72, 0.5).round().astype(np.uint8))
@@ -152,7 +152,7 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
     strength, exposure, settings = (browser.find_element("id", name) for name in ("strength", "exposure", "settings"))
 
     def wait_for(*, strength, exposure, pairs):
-        assert settings.text == f"--strength {strength} --exposure {exposure} --overwrite"
+        assert settings.text == f"--careful --strength {strength} --exposure {exposure} --overwrite"
         for mode, pair in pairs.items():
             expected = corrected(mode, strength, exposure)
             close = lambda _, pair=pair, expected=expected: np.abs(shown(browser, pair) - expected).mean() < 1  # noqa: E731
@@ -163,7 +163,7 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
         return browser.find_element("css selector", ".after-line").get_attribute("d")
 
     first = {"RGB": pairs[0], "L": pairs[1]}
-    assert settings.text == "--strength 0.72 --exposure 0.5 --overwrite"
+    assert settings.text == "--careful --strength 0.72 --exposure 0.5 --overwrite"
     assert not browser.find_elements("css selector", "canvas")  # the file itself
     lines = [line()]
     exposure.send_keys(Keys.HOME)
@@ -183,7 +183,7 @@ def test_sliders_of_strength_and_exposure_correct_the_pages_pictures(tmp_path, b
     assert not pairs[-1].find_elements("css selector", "canvas")  # without curves
     assert strength.is_displayed() and strength.rect["y"] >= browser.execute_script("return window.scrollY")
     browser.find_element("css selector", "button").click()
-    assert settings.text == "--strength 0.72 --exposure 0.5 --overwrite"
+    assert settings.text == "--careful --strength 0.72 --exposure 0.5 --overwrite"
     WebDriverWait(browser, 10).until(lambda _: not browser.find_elements("css selector", "canvas"))
     assert browser.get_log("browser") == []
 
@@ -200,7 +200,7 @@ def test_predict_puts_its_settings_and_curves_into_the_page(tmp_path, monkeypatc
     for _ in range(2):  # the second run finds the photos done
         assert predict.main([*words, "--strength", "0.4", "--exposure", "-1"]) == 0
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-        assert '{"strength": 0.4, "exposure": -1.0}' in page
+        assert '{"strength": 0.4, "exposure": -1.0, "careful": false}' in page
         for name, knots in (("a.jpg", [3, 22, 32]), ("b.png", [1, 32, 22])):
             facts = rows(page)[name][0]
             assert facts["knots"] == knots

@@ -13,6 +13,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+RELEASED = Path(__file__).parents[1] / "weights"
+"""Folder of the released weights, which may be called by their names alone."""
 _PREFIX = ".unfinished-"
 _UMASK = os.umask(0)  # read once: it can only be read by setting it, for all threads
 os.umask(_UMASK)
@@ -78,6 +80,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def weights_file(name: Path) -> Path:
+    """Return the path of a weights file: what is given, or the released file of that name where there is no other."""
+    released = RELEASED / f"{name}.safetensors"
+    return released if not name.suffix and not os.path.isfile(name) and released.is_file() else name
 
 
 def sha256(path: Path) -> str:

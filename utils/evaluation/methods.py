@@ -13,15 +13,12 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import sha256, state_of
+from ..files import sha256, state_of, weights_file
 from ..photos.predictor import Predictor
 from ..photos.reading import SUFFIXES, PhotoError, read_photo
 from ..weights import load_weights
 from .baselines import BASELINES
 from .errors import EvaluationError, UsageError
-
-WEIGHTS = Path(__file__).parents[2] / "weights"
-"""Folder of the released weights, which may be called by their names alone."""
 
 Pixels = npt.NDArray[np.uint8]
 Method = Callable[[Pixels], Pixels]
@@ -70,9 +67,7 @@ def network(path: Path, size: int | None) -> Contestant:
         UsageError: the network cannot be run as asked.
         WeightsError: the weights cannot be used.
     """
-    released = WEIGHTS / f"{path}.safetensors"
-    if not path.suffix and not path.is_file() and released.is_file():
-        path = released
+    path = weights_file(path)
     try:
         predictor = Predictor.from_weights(path, size=size)
     except ValueError as error:

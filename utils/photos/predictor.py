@@ -45,14 +45,21 @@ class Predictor:
         network: a trained network; its first output is the corrected photo.
         size: longest side in pixels of what the network sees, or more where `least_size` asks for it.
         least_size: what its short side has at least, as `Corrector` takes it.
+        careful: correct by half what is probably right as it is, as `Corrector` takes it.
         arithmetic: where and how it runs; None: in float32, on a GPU where there is one.
     """
 
     def __init__(
-        self, network: nn.Module, size: int, arithmetic: Arithmetic | None = None, *, least_size: int = 0
+        self,
+        network: nn.Module,
+        size: int,
+        arithmetic: Arithmetic | None = None,
+        *,
+        least_size: int = 0,
+        careful: bool = False,
     ) -> None:
         self.arithmetic = arithmetic or Arithmetic()
-        self.corrector = Corrector(network, size, least_size).eval()
+        self.corrector = Corrector(network, size, least_size, careful=careful).eval()
         self._waiting: list[_Request] = []
         self._list, self._network = threading.Lock(), threading.Lock()
         try:
@@ -62,13 +69,16 @@ class Predictor:
                 raise
 
     @classmethod
-    def from_weights(cls, path: str | Path, device: str = "auto", size: int | None = None) -> "Predictor":
+    def from_weights(
+        cls, path: str | Path, device: str = "auto", size: int | None = None, *, careful: bool = False
+    ) -> "Predictor":
         """Return a predictor from a weights file.
 
         Args:
             path: as train.py and export.py write it, with its digest beside it.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             size: longest side of what the network sees, or more, as `Corrector` has it; None: what the file says.
+            careful: as `Corrector` takes it.
 
         Raises:
             WeightsError: the file is missing, damaged, or not one of ours.
@@ -83,7 +93,7 @@ class Predictor:
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"{path}: its tensors do not fit its architecture ({reason})") from None
-        return cls(network, size or weights.working_size, arithmetic, least_size=weights.least_size)
+        return cls(network, size or weights.working_size, arithmetic, least_size=weights.least_size, careful=careful)
 
     @property
     def size(self) -> int:
@@ -157,7 +167,8 @@ class Predictor:
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
         small = self.corrector.small_copy(batch.float())
-        maps = curves.adjust(curves.fit(small, self._network_output(small)), strength, exposure)
+        maps = self.corrector.spared(small, curves.fit(small, self._network_output(small)))
+        maps = curves.adjust(maps, strength, exposure)
         return curves.apply(grain.reduce(batch, maps), maps)
 
     def _network_output(self, small: Tensor) -> Tensor:
@@ -198,7 +209,7 @@ class Predictor:
             after, before = from_srgb(image, profile, small.mode), from_srgb(photo, profile, small.mode)
             assert after is not None and before is not None  # as `leads_back` says
             target = (guide + _to_tensor(after) - _to_tensor(before)).clamp(0, 1)
-        return curves.fit(guide, target)[0]
+        return self.corrector.spared(seen, curves.fit(guide, target))[0]
 
     def _run(self, photo: Tensor) -> Tensor:
         """Return the corrected `(1, 3, h, w)` photo; photos of equal size that wait at once are run together."""

@@ -32,20 +32,23 @@ _TITLE = b"<title>Exposure correction: before and after</title>"
 class Report:
     """A page that grows with every photo; `Report.open` gives one."""
 
-    def __init__(self, file: TextIO, strength: float = 1.0, exposure: float = 0.0) -> None:
+    def __init__(self, file: TextIO, strength: float = 1.0, exposure: float = 0.0, careful: bool = False) -> None:
         self._file = file
-        made = json.dumps({"strength": strength, "exposure": exposure})
+        made = json.dumps({"strength": strength, "exposure": exposure, "careful": careful})
         file.write(f'{_HEAD}<script id="made" type="application/json">{made}</script>\n')
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, strength: float = 1.0, exposure: float = 0.0) -> Iterator["Report"]:
+    def open(
+        cls, path: Path, strength: float = 1.0, exposure: float = 0.0, *, careful: bool = False
+    ) -> Iterator["Report"]:
         """Write a page, atomically: it is there when the block ends without an error.
 
         Args:
             path: the file.
             strength: of the corrections in it, where its slider stands at first.
             exposure: likewise.
+            careful: whether they are careful ones, as the curves are then.
 
         Raises:
             OSError: the folder is missing, read-only or full; or another page than such a report stands there.
@@ -53,7 +56,7 @@ class Report:
         if path.exists() and _TITLE not in path.read_bytes()[:1000]:
             raise FileExistsError(errno.EEXIST, "is not a report of this program: move it away", str(path))
         with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
-            report = cls(file, strength, exposure)
+            report = cls(file, strength, exposure, careful)
             yield report
             file.write(_TAIL)
 
