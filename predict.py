@@ -195,7 +195,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("-w", "--weights", type=Path, default=weights, help="weights file, or the name of released weights (msec)")
     add("--strength", type=float, default=1.0, help="from 0, the photo as it is, to 1, the full correction (default)")
     add("--exposure", type=float, default=0.0, help="stops brighter than the correction, or darker: from -3 to 3 (0)")
-    add("--careful", action="store_true", help="half of it for photos whose lights are exposed and not clipped")
+    add("--careful", action="store_true", help="half the correction for photos whose lights are exposed, not clipped")
     add(
         "--size",
         type=int,

@@ -198,9 +198,9 @@ def test_predict_puts_its_settings_and_curves_into_the_page(tmp_path, monkeypatc
     picture(200, 300).convert("L").save("b.png")
     words = ["a.jpg", "b.png", "-o", "out", "-w", "w.safetensors", "--report"]
     for _ in range(2):  # the second run finds the photos done
-        assert predict.main([*words, "--strength", "0.4", "--exposure", "-1"]) == 0
+        assert predict.main([*words, "--strength", "0.4", "--exposure", "-1", "--careful"]) == 0
         page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-        assert '{"strength": 0.4, "exposure": -1.0, "careful": false}' in page
+        assert '{"strength": 0.4, "exposure": -1.0, "careful": true}' in page
         for name, knots in (("a.jpg", [3, 22, 32]), ("b.png", [1, 32, 22])):
             facts = rows(page)[name][0]
             assert facts["knots"] == knots
