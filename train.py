@@ -178,7 +178,9 @@ def run_epochs(
         for batch in loader:
             failures.report(batch.failures, processes)
             if not batch.names:
-                raise NoPhotosError(f"{config.train_data_dir or config.train_pairs}: none of its photos can be decoded")
+                sources = config.train_data_dir or config.train_pairs
+                where = sources if isinstance(sources, str) else ", ".join(sources)
+                raise NoPhotosError(f"{where}: none of its photos can be decoded")
             size = batches.size(state.step)
             state.step += 1
             seed_step(config.seed, epoch.number, state.step, processes.rank)
@@ -329,7 +331,7 @@ def validate(
     columns = zip(*(all_scores[index] for index in sorted(all_scores)), strict=True)
     means = [math.fsum(column) / len(all_scores) for column in columns]
     if not math.isfinite(means[0]):
-        raise NonFiniteLossError("the validation PSNR is not finite; the last checkpoint is intact: lower init_lr")
+        raise NonFiniteLossError("the validation PSNR is not finite; checkpoints stay as they are: lower init_lr")
     ordered = [all_pictures[index] for index in sorted(all_pictures)]
     samples = torch.stack(ordered, dim=1).flatten(0, 1) if ordered else torch.empty(0)
     return {"valid_psnr": means[0], "valid_ssim": means[1]}, samples

@@ -87,9 +87,11 @@ def open_shards(paths: Sequence[str | Path]) -> tuple[list[Member], list[tuple[s
         paths: of the shards; one with "*" stands for all that it matches, sorted.
 
     Raises:
-        ShardError: a shard is missing, is no tar file, or does not fit its index.
+        ShardError: a shard is missing or listed twice, is no tar file, does not fit its index, or holds a photo that
+            another of the same prefix holds too.
     """
     members: list[Member] = []
+    holders: dict[tuple[Path, str, str, str], Path] = {}
     failures: list[tuple[str, str]] = []
     for path in _expanded(paths):
         try:
@@ -98,6 +100,11 @@ def open_shards(paths: Sequence[str | Path]) -> tuple[list[Member], list[tuple[s
             raise ShardError(f"{path}: {error.strerror or error}; train_data_dir lists shards that exist") from None
         except tarfile.TarError as error:
             raise ShardError(f"{path}: not a tar file ({error}); python -m data.shards makes shards") from None
+        for member in found:
+            key = (path.parent, path.stem.rpartition("-")[0], member.name, member.digest)
+            other = holders.setdefault(key, path)
+            if other != path:
+                raise ShardError(f"{path}: {member.name} is in {other} too: pack the folder again, under a new prefix")
         members += found
     return members, failures
 
@@ -110,6 +117,9 @@ def _expanded(paths: Sequence[str | Path]) -> list[Path]:
         if not matching:
             raise ShardError(f"{path}: no shards of this name; python -m data.shards makes some of a folder")
         found += map(Path, matching)
+    for path in found:
+        if found.count(path) > 1:
+            raise ShardError(f"{path}: listed twice; list each shard once")
     return found
 
 
@@ -148,6 +158,8 @@ def _of_tar(path: Path, failures: list[tuple[str, str]]) -> list[Member]:
 def pack(folder: Path, prefix: Path, megabytes: int = MEGABYTES) -> list[Path]:
     """Write the photos below a folder, in the order of their paths, into PREFIX-000000.tar and so on, with indices.
 
+    Shards of this prefix are replaced; what an earlier, longer set has beyond the new one is deleted, and named.
+
     Returns:
         The shards. What cannot be opened as a photo is named on the standard error and left out.
 
@@ -176,6 +188,10 @@ def pack(folder: Path, prefix: Path, megabytes: int = MEGABYTES) -> list[Path]:
         shards.append(_write_shard(folder, prefix, len(shards), waiting))
     if not shards:
         raise ShardError(f"{folder}: no photos to pack in it")
+    for old in sorted(set(prefix.parent.glob(f"{glob.escape(prefix.name)}-{6 * '[0-9]'}.tar")) - set(shards)):
+        print(f"deleted {old}: of an earlier set", file=sys.stderr)
+        old.unlink()
+        Path(f"{old}{INDEX}").unlink(missing_ok=True)
     return shards
 
 
@@ -200,6 +216,7 @@ def _write_shard(folder: Path, prefix: Path, number: int, photos: list[tuple[Pat
                     ]
                 )
         total = temporary.stat().st_size
+        Path(f"{path}{INDEX}").unlink(missing_ok=True)  # of an earlier shard: a kill must not leave it beside this one
     write_text(Path(f"{path}{INDEX}"), json.dumps({"bytes": total, "photos": rows}))
     return path
 
@@ -211,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("prefix", type=Path, help="what the names of the shards begin with")
     parser.add_argument("--megabytes", type=int, default=MEGABYTES, help=f"of a shard (default: {MEGABYTES})")
     arguments = parser.parse_args(argv)
+    if arguments.megabytes < 1:
+        parser.error(f"--megabytes {arguments.megabytes}: 1 or more")
     try:
         shards = pack(arguments.folder, arguments.prefix, arguments.megabytes)
     except (OSError, ShardError) as error:

@@ -125,7 +125,10 @@ def open_pairs(config: Config, *, training: bool) -> list[Pair]:
     for source in config.train_pairs if training else config.valid_pairs:
         dataset, _, folder = source.partition(":")
         split = "train" if training else "valid"
-        found, problems = find_pairs(dataset, Path(folder), split)
+        try:
+            found, problems = find_pairs(dataset, Path(folder), split)
+        except LayoutError as error:
+            raise LayoutError(f'{split}_pairs, "{source}": {error}') from None
         if problems and not config.skip_pair_problems:
             path, reason = problems[0]
             raise LayoutError(
@@ -253,7 +256,7 @@ def describe_photos(config: Config, photos: PhotoDataset, valid_photos: PhotoDat
         real = sum(path is not None for path in dataset.inputs)
         pairs = f", {real} of them real pairs" if real else ""
         where = getattr(config, name) or "(none)"
-        where = where if isinstance(where, str) else f"{len(where)} shards"
+        where = where if isinstance(where, str) else f"{len({getattr(p, 'shard', p) for p in dataset.paths})} shards"
         lit = f", {len(dataset.scenes)} scenes in linear light" if dataset.scenes else ""
         print(f"{name} {where}: {len(dataset.paths)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}{lit}")
 

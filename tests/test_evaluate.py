@@ -346,6 +346,9 @@ def test_an_interrupted_run_goes_on(pairs, tmp_path, monkeypatch):
     partial.write_text(text + '{"input": "input/2.png", "tar')  # killed in the middle of a line
     assert run(*command) == 0
     assert [seen.count(f"{index}.png") for index in (0, 1)] == [1, 1] and rows(out) == rows(whole)
+    partial.write_bytes(b"\xff" + text.encode())  # damaged: begins anew
+    assert run(*command) == 0
+    assert seen.count("0.png") == 2 and rows(out) == rows(whole)
     partial.write_text(text)
     assert run("folder", pairs, "--method", "identity", "-o", out) == 0  # other settings begin anew
     assert {row["method"] for row in rows(out)} == {"identity"}

@@ -120,6 +120,8 @@ def test_shards_that_cannot_be_used_are_named(photos, shards, small_config_path,
         open_shards([photos / "shards" / "x.tar"])
     with pytest.raises(ShardError, match="no photos to pack"):
         pack(photos / "shards", photos / "shards" / "none")
+    with pytest.raises(ShardError, match="listed twice"):
+        open_shards([*shards[1:], shards[-1]])
     for wrong in ("[]", '["a.zip"]', "[1]"):
         with pytest.raises(ConfigError, match="a folder, or a list of shards"):
             load_config(small_config_path, [f"train_data_dir={wrong}"])
@@ -145,3 +147,23 @@ def test_a_photo_to_validate_on_is_found_in_a_shard(photos, shards, small_config
     copied.write_bytes((photos / "train" / "train3.jpg").read_bytes())
     assert run(small_config_path, f"train_data_dir={json.dumps([str(path) for path in shards])}") == 2
     assert "copy.jpg is also in the training set" in capsys.readouterr().err
+
+
+def test_a_set_packed_again_leaves_nothing_of_the_old_one(photos, shards, monkeypatch, capsys):
+    assert len(shards) >= 3
+    prefix = photos / "shards" / "train"
+    kept = shards[-1].read_bytes()
+    (again,) = pack(photos / "train", prefix)
+    assert f"deleted {shards[-1]}: of an earlier set" in capsys.readouterr().err
+    assert sorted(path.name for path in prefix.parent.iterdir()) == [again.name, f"{again.name}.json"]
+    assert len(open_shards([photos / "shards" / "*.tar"])[0]) == 10
+    shards[-1].write_bytes(kept)  # as a kill before its deletion leaves it
+    with pytest.raises(ShardError, match=r"is in .*train-000000.tar too: pack the folder again"):
+        open_shards([photos / "shards" / "*.tar"])
+    first = min((photos / "train").rglob("*.jpg"))
+    first.rename(first.with_name("zz.jpg"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("data.shards.write_text", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        pack(photos / "train", prefix)
+    (members, failures) = open_shards([again])  # the new shard, without the old one's index
+    assert not failures and "zz.jpg" in {member.name.rpartition("/")[2] for member in members}

@@ -229,12 +229,30 @@ def test_added_photos_and_changed_validation_are_noticed(small_config_path, phot
 
 
 @THIN
-def test_weights_lost_between_two_writes_are_written_again(small_config_path, trained):
+def test_weights_that_are_lost_are_written_again(small_config_path, trained, capsys):
     weights = trained() / "best.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(b"")
     assert run(small_config_path, "epochs=1") == 0
     assert weights.read_bytes() == whole
+    weights.unlink()
+    weights.with_suffix(".pt").unlink()
+    capsys.readouterr()
+    assert run(small_config_path, "epochs=1") == 0
+    said = capsys.readouterr()
+    assert "are gone: the last epoch counts as the best" in said.err and "PSNR -inf" not in said.out
+    assert weights.read_bytes() == whole  # of the only epoch
+
+
+@THIN
+def test_an_epoch_whose_losses_change_starts_again(small_config_path, photos, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        signal_in_step(patch, 2)
+        assert run(small_config_path, "ssim_weight=0") == 130
+    assert run(small_config_path, "ssim_weight=0.2") == 0
+    assert "epoch 1 starts again: the losses have changed" in capsys.readouterr().err
+    state = load_checkpoint(photos / "run" / "last.pt")
+    assert state["history"][0]["ssim"] > 0
 
 
 @THIN

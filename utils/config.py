@@ -148,7 +148,8 @@ class Config:
 
     hdri_dir: str = ""
     """Mixture: folder of scenes in linear light, panoramas (.hdr, or .png of log light) or HDR photographs: views of
-    them are photographed, and developed well as targets. Every eighth validates. "", or no such folder: without."""
+    them are photographed, and developed well as targets. Every eighth validates. No such folder: without; "" wants a
+    `scene_share` of 0."""
 
     scene_share: float = _between(0, 1, default=0.0)
     """Mixture: share of the training views that are views of scenes, in place of the photo's."""

@@ -52,7 +52,7 @@ class PartialResults:
 def _read(path: Path, settings: dict[str, Any]) -> dict[Key, Row]:
     """Return the rows that an interrupted run with the same settings has left; whole lines only."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")  # a damaged line is no row
     except FileNotFoundError:
         return {}
     lines = text[: text.rfind("\n") + 1].splitlines()

@@ -98,7 +98,7 @@ class Measured:
             epoch, step = self.where
             error = NonFiniteLossError(
                 f"the loss is not finite in epoch {epoch}, step {step}: {listed}; photos: {', '.join(self.photos)}. "
-                "The last checkpoint is intact: lower init_lr, set clip_gradient_norm, or look at these photos"
+                "Checkpoints stay as they are: lower init_lr, set clip_gradient_norm, or look at these photos"
             )
             error.is_shared = True
             raise error

@@ -81,7 +81,7 @@ def read_checkpoint(
 ) -> dict[str, Any] | None:
     """Return the newest whole checkpoint of a folder, with what has to begin anew reset; say what has changed.
 
-    None if there is none. Lost weights are written again from best.pt, unless `is_dry`.
+    None if there is none. Lost weights are written again, from best.pt or of the last epoch, unless `is_dry`.
 
     Raises:
         CheckpointError: all are damaged, or it holds another architecture.
@@ -104,8 +104,11 @@ def read_checkpoint(
     is_over = saved["epoch"] > len(plan)
     of_training = {"batch_size", "stages", "seed", "train_data_dir", "train_pairs", "scene_share", "views_per_photo"}
     has_new_order = of_training & changed or saved["photos"][0] != photos[0]
-    if saved["step"] and (is_over or saved["step"] > plan[saved["epoch"] - 1].steps or has_new_order):
-        print(f"epoch {saved['epoch']} starts again: its photos or their order have changed", file=sys.stderr)
+    has_new_order = has_new_order or is_over or saved["step"] > plan[saved["epoch"] - 1].steps
+    has_new_losses = any(name == "begin_use_adv_loss_epoch" or name.endswith("_weight") for name in changed)
+    if saved["step"] and (has_new_order or has_new_losses):  # its means would be of both
+        what = "its photos or their order" if has_new_order else "the losses"
+        print(f"epoch {saved['epoch']} starts again: {what} have changed", file=sys.stderr)
         saved["step"], saved["totals"] = 0, {}
     of_validation = {name for name in new if name.startswith(("color_jitter_", "camera_", "degradation"))}
     of_validation |= {"ema_decay", "hdri_dir", "image_size", "jitter_share", "shown_brighter", "working_size"}
@@ -113,9 +116,16 @@ def read_checkpoint(
     if not is_over and (of_validation & changed or saved["photos"][1] != photos[1]):
         print("validation has changed: the best epoch is looked for anew", file=sys.stderr)
         saved["best_psnr"] = -math.inf
-    best = folder / "best.pt"
-    if not is_dry and best.exists() and not is_whole(folder / "best.safetensors"):  # a kill came between the two
-        export(folder / "best.safetensors", load_checkpoint(best, TrainingState.ENTRIES))
+    best, weights = folder / "best.pt", folder / "best.safetensors"
+    if not is_whole(weights) and best.exists() and not is_dry:  # a kill came between the two
+        export(weights, load_checkpoint(best, TrainingState.ENTRIES))
+    elif not is_whole(weights) and not best.exists() and saved["best_psnr"] > -math.inf:
+        is_between = saved["step"] == 0  # epochs: these are the weights of the last one
+        looked_for = "the last epoch counts as the best" if is_between else "the best epoch is looked for anew"
+        print(f"WARNING {best} and {weights} are gone: {looked_for}", file=sys.stderr)
+        saved["best_psnr"] = saved["history"][-1]["valid_psnr"] if is_between else -math.inf
+        if is_between and not is_dry:
+            export(weights, saved)
     print(f"resuming in epoch {saved['epoch']} after step {saved['step']} from {path}", file=sys.stderr)
     return saved
 
