@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
     job: Job
     status: str
-    """"written", "skipped" or "failed"."""
+    """"written", "skipped", "failed" or, of a dry run, "planned"."""
     reason: str = ""
     width: int = 0
     height: int = 0
@@ -92,6 +92,8 @@ class Memory:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0 for all done, 1 for some failed, 2 for usage or no input, 130 if interrupted."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None where a stream is closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are not UTF-8
@@ -127,8 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.dry_run:
         for source, destination in jobs:
-            note = " (there already)" if os.path.lexists(destination) and not arguments.overwrite else ""
-            print(f"{printable(source)} -> {printable(destination)}{note}")
+            is_there = os.path.lexists(destination) and not arguments.overwrite
+            if arguments.json:
+                say(Result(Job(source, destination), "skipped" if is_there else "planned"), arguments)
+            else:
+                print(f"{printable(source)} -> {printable(destination)}{' (there already)' if is_there else ''}")
         return 1 if refusals else 0
 
     from utils.files import remove_unfinished
@@ -151,6 +156,9 @@ def run(arguments: argparse.Namespace) -> int:
         remove_unfinished(folder)
     counts = {"written": 0, "skipped": 0, "failed": len(refusals)}
     with all_together(processes), report_of(arguments, rank) as page:
+        for path, reason in refusals:
+            if page is not None:
+                page.add_failure(printable(path), reason)
         for result in correct_all(jobs, predictor, arguments):
             counts[result.status] += 1
             add_to_report(page, result, arguments)
@@ -245,6 +253,8 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
             paths = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
             if not paths:
                 refusals.append((given, "no such file"))
+        if len(arguments.input) + len(paths) > 2 and not arguments.suffix:  # "*", in whose midst is the output folder
+            paths = [path for path in paths if not is_same_file(path, arguments.output)]
         for path in paths:
             try:
                 os.stat(path)
@@ -303,7 +313,20 @@ def is_own_work(file: Path, folder: Path, suffix: str) -> bool:
     if not suffix or not file.stem.endswith(suffix) or not is_same_file(file.parent, folder):
         return False
     stem = file.stem.removesuffix(suffix)
-    return any(sibling.stem == stem or sibling.name == stem for sibling in file.parent.iterdir() if sibling != file)
+    siblings = [other for other in file.parent.iterdir() if stem in (other.stem, other.name) and other != file]
+    return any(may_be_made_of(file, sibling) for sibling in siblings)
+
+
+def may_be_made_of(file: Path, photo: Path) -> bool:
+    """Tell whether a file may be a photo's correction: of its size, and taken when it was, as far as both say."""
+    from utils.photos.reading import open_photo, upright_size
+
+    with suppress(Exception):  # what cannot be read is named later; a raw file has a size of its own
+        if content_of(photo) != "RAW":
+            with open_photo(photo) as before, open_photo(file) as after:
+                taken = [image.getexif().get_ifd(0x8769).get(0x9003) for image in (before, after)]
+                return upright_size(before) == upright_size(after) and (not all(taken) or taken[0] == taken[1])
+    return True
 
 
 def destinations(found: dict[Path, Path], arguments: argparse.Namespace) -> Iterator[Job]:
@@ -470,6 +493,8 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
         return Result(job, "written", "", width, height, time.monotonic() - started, after, shown)
     except Exception as error:  # whatever one photo does must not cost the others
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):  # not the photo
+            reason = f"{error.filename}: {reason}; give another output folder"
         if not isinstance(error, PhotoError | OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"
         return Result(job, "failed", reason)

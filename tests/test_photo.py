@@ -1,5 +1,6 @@
 import importlib
 import io
+import resource
 import struct
 from types import SimpleNamespace
 
@@ -495,3 +496,50 @@ def test_colours_named_by_an_avif_are_honoured_or_refused(tmp_path):
         assert int(np.array(read_photo(path))[8, 8, 0]) == pytest.approx(red, abs=3)
         save_photo(tmp_path / "b.avif", photo)
         assert int(np.array(read_photo(tmp_path / "b.avif"))[8, 8, 0]) == pytest.approx(red, abs=4)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_texts_of_exif_keep_their_bytes(tmp_path, kind):
+    class Utf8(str):
+        def encode(self, *given):  # Pillow writes ASCII
+            return "© Jürgen Müller".encode()
+
+    exif = Image.Exif()
+    for tag in (ExifTags.Base.Copyright, ExifTags.Base.Artist, ExifTags.Base.HostComputer):
+        exif[tag] = Utf8("-")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.LensModel] = Utf8("-")
+    picture(40, 30).save(tmp_path / "a.jpg", exif=exif)
+    save_photo(tmp_path / "b", load_photo(tmp_path / "a.jpg"), format=kind)
+    save_photo(tmp_path / "c", load_photo(tmp_path / "b"))  # as it is read again
+    for name in ("a.jpg", "b", "c"):
+        assert (tmp_path / name).read_bytes().count("© Jürgen Müller".encode()) == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF"])
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(tmp_path, kind, options):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 400, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=95, **options)
+    photo = load_photo(tmp_path / "a.jpg")
+    (tmp_path / "b").write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r".+"):
+            save_photo(tmp_path / "b", photo, format=kind)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "b").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("kind", "side"), [("JPEG", 65501), ("WEBP", 16384), ("AVIF", 32769)])
+def test_what_a_format_cannot_hold_is_said(tmp_path, kind, side):
+    Image.new("L", (side, 1)).save(tmp_path / "a.png")
+    with pytest.raises(PhotoError, match=f"as {kind}, with more than {side - 1} pixels a side"):
+        save_photo(tmp_path / "b", load_photo(tmp_path / "a.png"), format=kind)
+
+
+def test_a_kind_of_tiff_that_is_not_read_is_said_to_be_one(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30, 3), np.float32), photometric="rgb")
+    with pytest.raises(PhotoError, match="a kind of TIFF that is not read: save it with 8 or 16 bits"):
+        load_photo(tmp_path / "a.tif")

@@ -350,6 +350,47 @@ def test_suffix_into_the_same_folder_does_not_feed_on_itself(tmp_path, run, weig
         assert names == ["a.png", "a_new.png", "brand_new.png", "brand_new_new.png", "sub/b.png", "sub/b_new.png"]
 
 
+def test_an_original_that_looks_like_own_work_is_not_replaced(tmp_path, weights, capsys):
+    for name, size, taken in (("a.jpg", (40, 30), "1"), ("a_1.jpg", (40, 30), "2"), ("b.jpg", (40, 30), "3")):
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9003] = f"2026:01:0{taken} 00:00:00"
+        picture(*size).save(tmp_path / name, exif=exif)
+    picture(50, 30).save(tmp_path / "b_1.jpg")  # of another size
+    before = (tmp_path / "a_1.jpg").read_bytes()
+    command = [str(tmp_path), "-o", str(tmp_path), "--suffix", "_1", "--overwrite", "-w", str(weights)]
+    for _ in range(2):
+        assert predict.main(command) == 1
+        errors = capsys.readouterr().err
+        assert f"a.jpg: would replace the original {tmp_path / 'a_1.jpg'}" in errors and "b_1.jpg" in errors
+        assert sorted(path.name for path in tmp_path.glob("*_1_1*")) == ["a_1_1.jpg", "b_1_1.jpg"]
+    assert (tmp_path / "a_1.jpg").read_bytes() == before
+
+
+def test_the_output_folder_among_what_is_given_is_passed_over(tmp_path, run, capsys):
+    for name in ("a.png", "b.png"):
+        picture(40, 30).save(tmp_path / name)
+    assert run("a.png", "b.png") == 0
+    assert run("a.png", "b.png", "out") == 0  # as "*" has it
+    assert "2 skipped" in capsys.readouterr().out
+    assert run("out") == 2  # alone, it is what is to be corrected
+    assert "would replace the original" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_is_a_file_is_named(tmp_path, weights, capsys):
+    picture(40, 30).save(tmp_path / "a.png")
+    (tmp_path / "file").write_text("")
+    assert predict.main([str(tmp_path / "a.png"), "-o", str(tmp_path / "file"), "-w", str(weights)]) == 1
+    assert f"{tmp_path / 'file'}: File exists; give another output folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_stream_that_is_closed_from_the_start_is_none_to_write_to(tmp_path, weights, closed):
+    picture(40, 30).save(tmp_path / "a.png")
+    command = f'"{sys.executable}" "{REPOSITORY}/predict.py" a.png -o out -w "{weights}" {closed}'
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "Traceback" not in result.stderr and os.listdir(tmp_path / "out") == ["a.png"]
+
+
 def test_one_bad_entry_does_not_cost_the_tree(tmp_path, run, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -486,6 +527,8 @@ def test_dry_run_writes_nothing_and_json_tells_each_photo(tmp_path, run, capsys)
     assert run("a.png", "new\nline.png", "--dry-run") == 0
     output = capsys.readouterr().out
     assert "a.png -> out/a.png" in output and "new\\nline.png" in output and not os.path.exists("out")
+    assert run("a.png", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"input": "a.png", "output": "out/a.png", "status": "planned"}
     assert run("a.png", "new\nline.png", "--json") == 1
     output, errors = capsys.readouterr()
     rows = {row["input"]: row for row in map(json.loads, output.splitlines())}

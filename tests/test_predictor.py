@@ -134,6 +134,12 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
     assert np.array_equal(np.array(predictor().predict(image)), np.array(image))
 
 
+def test_sliders_of_tensors_are_checked():
+    for sliders in ({"strength": 2}, {"exposure": 5}):
+        with pytest.raises(ValueError, match="from"):
+            predictor().correct(torch.rand(1, 3, 9, 9), **sliders)
+
+
 def test_batches_of_tensors():
     batch = torch.rand(2, 3, 40, 50)
     assert torch.allclose(predictor().correct(batch), batch, atol=1e-6)
@@ -246,6 +252,10 @@ def test_images_of_16_bits_keep_them_and_others_are_refused():
     result = predictor(more(1.5)).predict(Image.fromarray(ramp))
     assert result.mode == "I;16" and len(np.unique(np.array(result))) > 4000
     assert np.abs(np.array(result) / 65535 - more(1.5)(ramp / 65535)).max() < 0.003
+    gamma = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    marked = Image.fromarray(ramp)
+    marked.info |= {"icc_profile": gamma, "dpi": (300, 300), "transparency": 7}
+    assert predictor(more(1.5)).predict(marked).info == {"icc_profile": gamma, "dpi": (300, 300)}
     for mode in ("I", "F"):
         with pytest.raises(ValueError, match="8 or 16 bits"):
             predictor().predict(Image.new(mode, (9, 9)))

@@ -114,10 +114,7 @@ class Predictor:
             ValueError: an array of another shape or type, an image of 32 bits or floats, a strength or exposure out of
                 range, or weights whose output is not finite.
         """
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength {strength}: from 0 to 1")
-        if not abs(exposure) <= LARGEST_EXPOSURE:
-            raise ValueError(f"exposure {exposure}: from {-LARGEST_EXPOSURE:g} to {LARGEST_EXPOSURE:g}")
+        _check(strength, exposure)
         if isinstance(photo, Image.Image):
             if 0 in photo.size:
                 raise ValueError(f"an image of {photo.width} x {photo.height} pixels")
@@ -136,7 +133,12 @@ class Predictor:
         if strength == exposure == 0:
             return photo.copy()
         if photo.mode.startswith("I;16"):
-            return Image.fromarray(self.predict(np.array(photo).astype(np.uint16), strength, exposure))
+            profile = photo.info.get("icc_profile")
+            grey = np.array(photo).astype(np.uint16)[..., None]
+            self.correct_in_place(grey, profile if profile and leads_back(profile, "L") else None, strength, exposure)
+            result = Image.fromarray(grey[..., 0])
+            result.info = {name: value for name, value in photo.info.items() if name != "transparency"}  # of one value
+            return result
         if photo.mode in ("I", "F"):
             raise ValueError(f'an image of mode "{photo.mode}": 8 or 16 bits per channel are expected')
         info, profile = dict(photo.info), photo.info.get("icc_profile")
@@ -162,8 +164,9 @@ class Predictor:
             exposure: as `predict` takes it.
 
         Raises:
-            ValueError: another shape, or weights whose output is not finite.
+            ValueError: another shape, a strength or exposure out of range, or weights whose output is not finite.
         """
+        _check(strength, exposure)
         if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
             raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
         small = self.corrector.small_copy(batch.float())
@@ -253,6 +256,13 @@ class Predictor:
         self.arithmetic = Arithmetic(device="cpu")
         self.arithmetic.place(self.corrector)
         return True
+
+
+def _check(strength: float, exposure: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength}: from 0 to 1")
+    if not abs(exposure) <= LARGEST_EXPOSURE:
+        raise ValueError(f"exposure {exposure}: from {-LARGEST_EXPOSURE:g} to {LARGEST_EXPOSURE:g}")
 
 
 def reduced(pixels: Pixels, size: int) -> Image.Image:

@@ -12,7 +12,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +58,8 @@ SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffi
 Pixels = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """An image in mode "L" or "RGB", or an `(H, W, C)` array with one or three channels."""
 
-TIFF_TEXTS = (270, 271, 272, 305, 306, 315, 33432)
-"""TIFF's tags of text: description, make, model, software, date, artist, copyright."""
+TIFF_TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)
+"""TIFF's tags of text: description, make, model, software, date, artist, computer, copyright."""
 
 Image.init()  # Pillow finds its decoders at first use, which goes wrong where several threads are the first
 _SRGB = ImageCms.createProfile("sRGB")
@@ -158,7 +158,12 @@ def open_photo(path: Path) -> ImageFile.ImageFile:
             _require("pillow-heif", "HEIC").register_heif_opener()
             image = Image.open(path, formats=("HEIF",))
         else:
-            image = Image.open(path, formats=tuple(FORMATS))
+            try:
+                image = Image.open(path, formats=tuple(FORMATS))
+            except UnidentifiedImageError:
+                if kind == "TIFF":
+                    raise PhotoError("a kind of TIFF that is not read: save it with 8 or 16 bits per channel") from None
+                raise
         image.filename = ""  # else Pillow maps a rotated, uncompressed TIFF into memory with its sides swapped
         return image
 
@@ -517,6 +522,21 @@ def _is_deep_avif(path: Path) -> bool:
     return 0 <= place < len(head) - 7 and bool(head[place + 6] & 0x40)
 
 
+class Text(str):
+    """A text of EXIF, which Pillow reads as Latin-1, whatever it is, and would write as ASCII: its bytes stay."""
+
+    def encode(self, encoding: str = "latin-1", errors: str = "strict") -> bytes:
+        """Return the bytes that it was read from, whatever encoding is asked for."""
+        return super().encode("latin-1")
+
+
+def keep_bytes(tags: MutableMapping[int, Any]) -> None:
+    """Make the texts among EXIF's tags keep their bytes when they are written."""
+    for tag, value in list(tags.items()):
+        if isinstance(value, str):
+            tags[tag] = Text(value)
+
+
 def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
     """Return EXIF and XMP of an image that is upright now and of `size`, without orientation and thumbnail."""
     exif_bytes = xmp_bytes = b""
@@ -526,6 +546,8 @@ def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
         for tag, length in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
             if tag in details:
                 details[tag] = length
+        for tags in (exif, details, exif.get_ifd(ExifTags.IFD.GPSInfo) if ExifTags.IFD.GPSInfo in exif else {}):
+            keep_bytes(tags)
         exif.pop(ExifTags.Base.Orientation, None)
         if image.format == "TIFF":  # its tags of layout mean nothing, or harm, in another file
             kept = (*TIFF_TEXTS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)

@@ -14,7 +14,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from ..files import atomic_path
-from .reading import TIFF_TEXTS, Photo, PhotoError, to_8_bits, to_srgb
+from .reading import TIFF_TEXTS, Photo, PhotoError, Text, keep_bytes, to_8_bits, to_srgb
+
+LARGEST_SIDES = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
+"""In pixels, of what can be written; AVIF holds more, but is not read."""
 
 
 def save_photo(
@@ -43,6 +46,8 @@ def save_photo(
         options.pop("extra", None)
         if kind == "JPEG":
             options["comment"] = b""  # else Pillow keeps that of the image
+    if max(photo.size) > (most := LARGEST_SIDES.get(kind, max(photo.size))):
+        raise PhotoError(f"cannot be written as {kind}, with more than {most} pixels a side: give another --format")
     pixels, alpha, profile = photo.pixels, photo.alpha, photo.profile
     if not isinstance(pixels, Image.Image):
         stays = kind == "JPEG" and alpha is None if pixels.dtype == np.uint8 else kind in ("PNG", "TIFF")
@@ -101,7 +106,9 @@ def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> No
                     path.write_bytes(data)
                     return
                 pixels = to_8_bits(pixels)
-            pixels.save(path, format=kind, icc_profile=photo.profile, **kept)
+            file = io.BytesIO()  # not the file itself: a full disk, met in the last block, is no error of Pillow's
+            pixels.save(file, format=kind, icc_profile=photo.profile, **kept)
+            path.write_bytes(file.getbuffer())
             return
         except ValueError as error:
             last: Exception = error
@@ -193,7 +200,9 @@ def _write_tiff(path: Path, photo: Photo) -> None:
     if exif:
         metadata.load(exif)
     tags: list[tuple[Any, ...]] = [
-        (tag, "s", 0, metadata[tag], True) for tag in TIFF_TEXTS if isinstance(metadata.get(tag), str) and metadata[tag]
+        (tag, "s", 0, Text(metadata[tag]).encode(), True)
+        for tag in TIFF_TEXTS
+        if isinstance(metadata.get(tag), str) and metadata[tag]
     ]
     if xmp:
         tags.append((700, "B", len(xmp), xmp, True))
@@ -234,6 +243,7 @@ def _add_tiff_folders(path: Path, folders: dict[int, dict[int, Any]]) -> None:
         for tag, values in folders.items():
             place = _even_end(file)
             folder = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+            keep_bytes(values)
             folder.update(values)
             file.write(folder.tobytes(place))
             entries.append(struct.pack("<HHII", tag, 4, 1, place))  # 4: one 32-bit number
