@@ -543,3 +543,11 @@ def test_a_kind_of_tiff_that_is_not_read_is_said_to_be_one(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30, 3), np.float32), photometric="rgb")
     with pytest.raises(PhotoError, match="a kind of TIFF that is not read: save it with 8 or 16 bits"):
         load_photo(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_the_metadata_of_a_big_tiff_are_kept(tmp_path, kind):
+    tifffile.imwrite(tmp_path / "a.tif", deep(), photometric="rgb", bigtiff=True, description="a boat", metadata=None)
+    save_photo(tmp_path / "b", load_photo(tmp_path / "a.tif"), format=kind)
+    with Image.open(tmp_path / "b") as image:
+        assert image.getexif()[270] == "a boat"

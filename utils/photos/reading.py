@@ -553,6 +553,7 @@ def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
             kept = (*TIFF_TEXTS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
             for number in [number for number in exif if number not in kept]:
                 del exif[number]
+        exif.bigtiff = False  # whatever it was read from
         exif_bytes = exif.tobytes() if exif else b""  # writes no thumbnail
     with suppress(Exception):
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
