@@ -253,8 +253,10 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
             paths = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
             if not paths:
                 refusals.append((given, "no such file"))
-        if len(arguments.input) + len(paths) > 2 and not arguments.suffix:  # "*", in whose midst is the output folder
-            paths = [path for path in paths if not is_same_file(path, arguments.output)]
+        if not arguments.overwrite:  # "*" may mean photos and, from the second run on, the output folder beside them
+            beside = {path.absolute().parent for path in (*arguments.input, *paths) if os.path.isfile(path)}
+            is_beside = arguments.output.absolute().parent in beside
+            paths = [path for path in paths if not (is_beside and is_same_file(path, arguments.output))]
         for path in paths:
             try:
                 os.stat(path)
