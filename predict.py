@@ -253,10 +253,6 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
             paths = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
             if not paths:
                 refusals.append((given, "no such file"))
-        if not arguments.overwrite:  # "*" may mean photos and, from the second run on, the output folder beside them
-            beside = {path.absolute().parent for path in (*arguments.input, *paths) if os.path.isfile(path)}
-            is_beside = arguments.output.absolute().parent in beside
-            paths = [path for path in paths if not (is_beside and is_same_file(path, arguments.output))]
         for path in paths:
             try:
                 os.stat(path)
@@ -266,6 +262,10 @@ def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tup
             if not os.path.isdir(path):
                 found.setdefault(path, arguments.output)
                 continue
+            if is_same_file(path, arguments.output) and not arguments.overwrite:
+                beside = (other for other in (*arguments.input, *paths) if os.path.isfile(other))
+                if any(is_same_file(path.absolute().parent, other.absolute().parent) for other in beside):
+                    continue  # "*" means photos and, from the second run on, what was made of them
             before = len(refusals)
             files = sorted(walk(path, arguments, refusals))
             photos = [file for file in files if is_of_a_photo(file.suffix)]
@@ -321,12 +321,14 @@ def is_own_work(file: Path, folder: Path, suffix: str) -> bool:
 
 def may_be_made_of(file: Path, photo: Path) -> bool:
     """Tell whether a file may be a photo's correction: of its size, and taken when it was, as far as both say."""
+    from PIL.ExifTags import IFD, Base
+
     from utils.photos.reading import open_photo, upright_size
 
     with suppress(Exception):  # what cannot be read is named later; a raw file has a size of its own
         if content_of(photo) != "RAW":
             with open_photo(photo) as before, open_photo(file) as after:
-                taken = [image.getexif().get_ifd(0x8769).get(0x9003) for image in (before, after)]
+                taken = [image.getexif().get_ifd(IFD.Exif).get(Base.DateTimeOriginal) for image in (before, after)]
                 return upright_size(before) == upright_size(after) and (not all(taken) or taken[0] == taken[1])
     return True
 

@@ -15,6 +15,7 @@ import json
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -91,7 +92,7 @@ def open_shards(paths: Sequence[str | Path]) -> tuple[list[Member], list[tuple[s
             another of the same prefix holds too.
     """
     members: list[Member] = []
-    holders: dict[tuple[Path, str, str, str], Path] = {}
+    holders: dict[tuple[str, str, str], Path] = {}
     failures: list[tuple[str, str]] = []
     for path in _expanded(paths):
         try:
@@ -100,11 +101,11 @@ def open_shards(paths: Sequence[str | Path]) -> tuple[list[Member], list[tuple[s
             raise ShardError(f"{path}: {error.strerror or error}; train_data_dir lists shards that exist") from None
         except tarfile.TarError as error:
             raise ShardError(f"{path}: not a tar file ({error}); python -m data.shards makes shards") from None
+        prefix = str(path).rpartition("-")[0]
         for member in found:
-            key = (path.parent, path.stem.rpartition("-")[0], member.name, member.digest)
-            other = holders.setdefault(key, path)
+            other = holders.setdefault((prefix, member.name, member.digest), path)
             if other != path:
-                raise ShardError(f"{path}: {member.name} is in {other} too: pack the folder again, under a new prefix")
+                raise ShardError(f"{path}: {member.name} is in {other} too: pack the folder again")
         members += found
     return members, failures
 
@@ -117,8 +118,8 @@ def _expanded(paths: Sequence[str | Path]) -> list[Path]:
         if not matching:
             raise ShardError(f"{path}: no shards of this name; python -m data.shards makes some of a folder")
         found += map(Path, matching)
-    for path in found:
-        if found.count(path) > 1:
+    for path, count in Counter(found).items():
+        if count > 1:
             raise ShardError(f"{path}: listed twice; list each shard once")
     return found
 

@@ -256,7 +256,8 @@ def describe_photos(config: Config, photos: PhotoDataset, valid_photos: PhotoDat
         real = sum(path is not None for path in dataset.inputs)
         pairs = f", {real} of them real pairs" if real else ""
         where = getattr(config, name) or "(none)"
-        where = where if isinstance(where, str) else f"{len({getattr(p, 'shard', p) for p in dataset.paths})} shards"
+        if not isinstance(where, str):
+            where = f"{len({photo.shard for photo in dataset.paths if isinstance(photo, Member)})} shards"
         lit = f", {len(dataset.scenes)} scenes in linear light" if dataset.scenes else ""
         print(f"{name} {where}: {len(dataset.paths)} photos{pairs}, {len(dataset.failures)} rejected{enlarged}{lit}")
 

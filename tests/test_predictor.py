@@ -1,3 +1,4 @@
+import struct
 import threading
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from conftest import picture
 from PIL import Image, ImageCms
 
 from models import build_generator
+from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
 from utils.photos.predictor import Predictor, reduced
 from utils.weights import WeightsError, save_weights
@@ -118,6 +120,18 @@ def swapped_profile():
     return srgb.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
 
 
+def linear_grey_profile():
+    """A profile of grey whose values are in proportion to light."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 256) + b"\0\0"
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 156 + len(white), len(curve))
+    size = 156 + len(white) + len(curve)
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s28x3i", size, 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp", 63190, 65536, 54061
+    )
+    return header.ljust(128, b"\0") + tags + white + curve
+
+
 def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colours():
     image = Image.new("RGB", (60, 60), (200, 60, 50))
     image.info["icc_profile"] = swapped_profile()
@@ -135,8 +149,8 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
 
 
 def test_sliders_of_tensors_are_checked():
-    for sliders in ({"strength": 2}, {"exposure": 5}):
-        with pytest.raises(ValueError, match="from"):
+    for sliders, words in (({"strength": 2}, "strength 2: from 0 to 1"), ({"exposure": 5}, "exposure 5: from -3 to 3")):
+        with pytest.raises(ValueError, match=words):
             predictor().correct(torch.rand(1, 3, 9, 9), **sliders)
 
 
@@ -252,10 +266,12 @@ def test_images_of_16_bits_keep_them_and_others_are_refused():
     result = predictor(more(1.5)).predict(Image.fromarray(ramp))
     assert result.mode == "I;16" and len(np.unique(np.array(result))) > 4000
     assert np.abs(np.array(result) / 65535 - more(1.5)(ramp / 65535)).max() < 0.003
-    gamma = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    marked = Image.fromarray(ramp)
-    marked.info |= {"icc_profile": gamma, "dpi": (300, 300), "transparency": 7}
-    assert predictor(more(1.5)).predict(marked).info == {"icc_profile": gamma, "dpi": (300, 300)}
+    linear = Image.fromarray(ramp)
+    linear.info |= {"icc_profile": linear_grey_profile(), "dpi": (300, 300), "transparency": 7}
+    result = predictor(more(1.5)).predict(linear)
+    assert result.info == {"icc_profile": linear_grey_profile(), "dpi": (300, 300)}
+    expected = to_linear(more(1.5)(from_linear(torch.from_numpy(ramp / 65535)))).numpy()
+    assert np.abs(np.array(result) / 65535 - expected).max() < 0.02
     for mode in ("I", "F"):
         with pytest.raises(ValueError, match="8 or 16 bits"):
             predictor().predict(Image.new(mode, (9, 9)))

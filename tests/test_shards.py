@@ -162,8 +162,12 @@ def test_a_set_packed_again_leaves_nothing_of_the_old_one(photos, shards, monkey
         open_shards([photos / "shards" / "*.tar"])
     first = min((photos / "train").rglob("*.jpg"))
     first.rename(first.with_name("zz.jpg"))
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("data.shards.write_text", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("data.shards.write_text", killed)
         pack(photos / "train", prefix)
-    (members, failures) = open_shards([again])  # the new shard, without the old one's index
+    members, failures = open_shards([again])  # the new shard, without the old one's index
     assert not failures and "zz.jpg" in {member.name.rpartition("/")[2] for member in members}

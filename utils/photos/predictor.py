@@ -105,7 +105,7 @@ class Predictor:
 
         Args:
             photo: a PIL image, whose embedded colour profile is heeded: grey of 8 or 16 bits and RGB keep their mode
-                and transparency, others become RGB; or an array of uint8 or uint16 in sRGB, `(H, W)`,
+                and, but for 16 bits, transparency, others become RGB; or an array of uint8 or uint16 in sRGB, `(H, W)`,
                 `(H, W, 1)`, `(H, W, 3)`, or `(H, W, 4)` with transparency, which stays as it is.
             strength: from 0, no correction, to 1, the full one.
             exposure: stops by which the result is made brighter, or darker, from -3 to 3, along the same curves.
@@ -137,7 +137,8 @@ class Predictor:
             grey = np.array(photo).astype(np.uint16)[..., None]
             self.correct_in_place(grey, profile if profile and leads_back(profile, "L") else None, strength, exposure)
             result = Image.fromarray(grey[..., 0])
-            result.info = {name: value for name, value in photo.info.items() if name != "transparency"}  # of one value
+            # transparency is that of a grey value, which has changed
+            result.info = {name: value for name, value in photo.info.items() if name != "transparency"}
             return result
         if photo.mode in ("I", "F"):
             raise ValueError(f'an image of mode "{photo.mode}": 8 or 16 bits per channel are expected')

@@ -101,7 +101,7 @@ def read_checkpoint(
                 f"{path}: made with {name} = {old[name]}, not {new[name]}: "
                 "give model_save_dir another folder, or move this one away"
             )
-    is_over = saved["epoch"] > len(plan)
+    is_over, is_between = saved["epoch"] > len(plan), saved["step"] == 0  # epochs
     of_training = {"batch_size", "stages", "seed", "train_data_dir", "train_pairs", "scene_share", "views_per_photo"}
     has_new_order = of_training & changed or saved["photos"][0] != photos[0]
     has_new_order = has_new_order or is_over or saved["step"] > plan[saved["epoch"] - 1].steps
@@ -120,7 +120,6 @@ def read_checkpoint(
     if not is_whole(weights) and best.exists() and not is_dry:  # a kill came between the two
         export(weights, load_checkpoint(best, TrainingState.ENTRIES))
     elif not is_whole(weights) and not best.exists() and saved["best_psnr"] > -math.inf:
-        is_between = saved["step"] == 0  # epochs: these are the weights of the last one
         looked_for = "the last epoch counts as the best" if is_between else "the best epoch is looked for anew"
         print(f"WARNING {best} and {weights} are gone: {looked_for}", file=sys.stderr)
         saved["best_psnr"] = saved["history"][-1]["valid_psnr"] if is_between else -math.inf
