@@ -7,8 +7,16 @@ const POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-
   "connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 self.addEventListener("install", event => {
-  const fresh = [...self.FILES, ...self.RUNTIMES[RUNTIME] ?? self.RUNTIMES.wasm].map(file => new Request(file, {cache: "no-cache"}));
-  event.waitUntil(caches.open(NAME).then(cache => cache.addAll(fresh)).then(() => self.skipWaiting()));
+  event.waitUntil((async () => {
+    const cache = await caches.open(NAME);
+    await Promise.all([...self.FILES, ...self.RUNTIMES[RUNTIME] ?? self.RUNTIMES.wasm].map(async file => {
+      const response = await fetch(file, {cache: "no-cache"});
+      if (!response.ok) throw new Error(`${file}: ${response.status}`);
+      // whole, not as a stream: on a nearly full disk Chromium keeps no large one
+      await cache.put(file, new Response(await response.arrayBuffer(), response));
+    }));
+    await self.skipWaiting();
+  })());
 });
 
 self.addEventListener("activate", event => event.waitUntil((async () => {
