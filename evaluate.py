@@ -236,7 +236,7 @@ def summaries(
     if arguments.dataset == OF_ITSELF:
         return summarise_looks(rows), []
     of_sets = arguments.dataset == "sets"
-    summary = summarise(rows, metrics, pooled=arguments.variants, of_sets=of_sets)
+    summary = summarise(rows, metrics, pooled=arguments.variants, of_sets=of_sets, by_scene=True)
     against = rows if other is None else other.rows
     first = [row for row in against if row["method"] == against[0]["method"]]
     if other is None:
@@ -244,7 +244,7 @@ def summaries(
     else:
         label = f"{first[0]['method']} of {other.path.resolve().parent.name}"
         first = [{**row, "method": label} for row in first]
-    return summary, differences(rows, first, metrics, of_sets=of_sets)
+    return summary, differences(rows, first, metrics, of_sets=of_sets, by_scene=True)
 
 
 def list_contestants(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> list[Contestant]:

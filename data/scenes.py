@@ -110,6 +110,7 @@ def read_light(path: Path) -> npt.NDArray[np.float16]:
     step = -(-max(light.shape) // LONGEST)
     if step > 1:
         height, width = light.shape[0] // step * step, light.shape[1] // step * step
+        width = 2 * height if light.shape[1] == 2 * light.shape[0] else width  # a panorama stays one
         light = light[:height, :width].reshape(height // step, step, width // step, step, 3).mean(axis=(1, 3))
     middle = float(np.median(light @ np.array((0.2126, 0.7152, 0.0722), np.float32)))
     return (light * (0.18 / max(middle, 1e-6))).clip(0, BRIGHTEST).astype(np.float16)

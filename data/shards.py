@@ -15,6 +15,7 @@ import json
 import sys
 import tarfile
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from typing import Any
 
 from utils.files import atomic_path, fingerprint, write_text
 from utils.photos.reading import SUFFIXES, PhotoError, find_photos, open_photo, upright_size
+
+# Run as a program, this is a second copy of a module that its package has loaded: nothing is shared that could differ.
+warnings.filterwarnings("ignore", "'data.shards' found in sys.modules", RuntimeWarning)
 
 MEGABYTES = 1000
 """Size of a shard, unless another is asked for."""

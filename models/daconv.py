@@ -17,7 +17,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,12 @@ def _aggregate(contrast: Tensor, detail: Tensor, a: Tensor, b: Tensor, tap: tupl
     return kernel
 
 
+@torch.fx.wrap
+def _aggregation(contrast: Tensor, detail: Tensor, theta_c: Tensor, theta_d: Tensor, tap: tuple[int, int]) -> Tensor:
+    """Return K; a step of its own for `torch.fx`, which does not look into it."""
+    return cast(Tensor, _Aggregation.apply(contrast, detail, theta_c, theta_d, tap))
+
+
 def _inner(first: Tensor, second: Tensor) -> Tensor:
     """Return the sum of products of two kernels, without a copy where they lie in memory alike."""
     if not first.is_contiguous():
@@ -129,6 +135,11 @@ class _Kept(NamedTuple):
     merged: tuple[Tensor, Tensor | None]
 
 
+def _is_uncounted(parameter: Tensor) -> bool:
+    """Tell whether changes of a parameter go uncounted: one of inference mode, or a stand-in such as `torch.vmap`'s."""
+    return parameter.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(parameter)
+
+
 def _of_contrast(name: str) -> property:
     """Return a property that reads an attribute of the contrast-aware unit, and cannot be set."""
     return property(lambda layer: getattr(layer.contrast, name), doc=f"As `nn.Conv2d.{name}`; read-only.")
@@ -142,8 +153,8 @@ class DAConv(nn.Module):
     returns the kernel and bias that they make. The units' own `forward` is not called: hooks on them do not run.
 
     Outside training, and where no gradients are recorded, the kernel is built once and kept until a parameter is
-    changed, replaced or moved, or the layer is run with gradients. Only writing through `parameter.data` goes unnoticed
-    until `train()` or `eval()` is called.
+    changed, replaced or moved, or the layer is run with gradients. Writing through `parameter.data`, and the step of a
+    fused optimizer in between, go unnoticed until `train()` or `eval()` is called. For `torch.jit.script`, merge first.
 
     Raises:
         ValueError: as `nn.Conv2d`; or no tap reads the output pixel's own position; or the kernel has a single tap,
@@ -176,7 +187,7 @@ class DAConv(nn.Module):
 
     def merge(self) -> tuple[Tensor, Tensor | None]:
         """Return kernel and bias of the plain convolution with the same function, with their gradients' graph."""
-        kernel = _Aggregation.apply(
+        kernel = _aggregation(
             self.contrast.weight, self.detail.weight, self.contrast_theta, self.detail_theta, self.contrast.own_tap
         )
         if self.contrast.bias is None or self.detail.bias is None:
@@ -194,7 +205,7 @@ class DAConv(nn.Module):
 
     def _merge_once(self) -> tuple[Tensor, Tensor | None]:
         parameters = list(self.parameters())
-        if any(parameter.is_inference() for parameter in parameters):  # these do not count their changes
+        if any(map(_is_uncounted, parameters)):
             return self.merge()
         state = [number for parameter in parameters for number in (parameter._version, parameter.data_ptr())]
         state.append(torch.is_inference_mode_enabled())
@@ -242,6 +253,9 @@ def decouple_conv_layer(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     bias: bool = True,
+    padding_mode: str = "zeros",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> DAConv | nn.Conv2d:
     """Return the layer to write in place of `nn.Conv2d(...)`: a `DAConv`, or for a 1x1 kernel an `nn.Conv2d`.
 
@@ -252,7 +266,8 @@ def decouple_conv_layer(
     """
     is_single = kernel_size == 1 or (not isinstance(kernel_size, int) and tuple(kernel_size) == (1, 1))
     layer = nn.Conv2d if is_single else DAConv
-    return layer(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+    rest: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
+    return layer(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **rest)
 
 
 @dataclass

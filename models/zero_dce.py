@@ -86,8 +86,9 @@ def spatial_consistency_loss(corrected: Tensor, photo: Tensor) -> Tensor:
 
 
 def exposure_control_loss(corrected: Tensor) -> Tensor:
-    """Return how far the mean intensity of 16x16 regions is from 0.6: L_exp, equation 5."""
-    return (F.avg_pool2d(corrected.mean(dim=1, keepdim=True), 16) - WELL_EXPOSED).abs().mean()
+    """Return how far the mean intensity of regions, 16x16 where there is room, is from 0.6: L_exp, equation 5."""
+    region = min(16, corrected.shape[2]), min(16, corrected.shape[3])
+    return (F.avg_pool2d(corrected.mean(dim=1, keepdim=True), region) - WELL_EXPOSED).abs().mean()
 
 
 def colour_constancy_loss(corrected: Tensor) -> Tensor:

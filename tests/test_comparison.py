@@ -67,6 +67,28 @@ def test_a_photo_with_five_targets_counts_once():
     assert [line["intervals"]["psnr"] for line in experts] == [pytest.approx(one["intervals"]["psnr"])] * 5
 
 
+def test_exposures_of_a_scene_are_drawn_together():
+    rng = np.random.default_rng(0)
+    scenes = rng.normal(20, 3, size=30)
+    rows = [
+        row(f"{scene}_{ev}.jpg", psnr=value + rng.normal(), target=f"{expert}/{scene}", group=ev, target_group=expert)
+        for scene, value in enumerate(scenes)
+        for ev in ("under", "over")
+        for expert in "ab"
+    ]
+    rng.shuffle(rows)
+    low, high = summarise(rows, ["psnr"], by_scene=True)[0]["intervals"]["psnr"]
+    assert high - low == pytest.approx(2 * 1.96 * scenes.std() / np.sqrt(30), rel=0.15)
+    alone = summarise(rows, ["psnr"])[0]["intervals"]["psnr"]
+    assert alone[1] - alone[0] < 0.8 * (high - low)
+    under = [r for r in rows if r["group"] == "under"]
+    for line in summarise(rows, ["psnr"], by_scene=True):
+        if (line["targets"], line["inputs"]) == ("all", "under"):
+            assert line["intervals"] == summarise(under, ["psnr"])[0]["intervals"]  # one exposure of each scene
+    pairs = differences(rows, [{**r, "psnr": 20.0} for r in rows], {"psnr": METRICS["psnr"]}, by_scene=True)
+    assert pairs[0]["intervals"]["psnr"] == pytest.approx((low - 20, high - 20))
+
+
 def test_the_pooled_psnr_has_an_interval():
     line = summarise(spread([18, 20, 25, 21]), ["psnr"], pooled=True)[0]
     low, high = line["intervals"]["psnr_pooled"]

@@ -121,6 +121,24 @@ def test_gradients_per_sample():
             torch.testing.assert_close(together[name][index], gradient)
 
 
+def test_fx_traces_it_as_one_step():
+    network = nn.Sequential(DAConv(3, 4, 3, padding=1), nn.ReLU())
+    traced, x = torch.fx.symbolic_trace(network), torch.rand(1, 3, 8, 8)
+    assert torch.equal(traced(x), network(x))
+    first = torch.autograd.grad(traced(x).sum(), list(traced.parameters()))
+    second = torch.autograd.grad(network(x).sum(), list(network.parameters()))
+    assert all(map(torch.equal, first, second))
+
+
+def test_an_ensemble_runs_at_once_without_gradients():
+    networks, x = [DAConv(3, 4, 3, padding=1).eval() for _ in range(3)], torch.rand(1, 3, 8, 8)
+    parameters, buffers = torch.func.stack_module_state(networks)
+    with torch.no_grad():
+        together = torch.vmap(lambda *state: torch.func.functional_call(networks[0], state, (x,)))(parameters, buffers)
+        for one, network in zip(together, networks, strict=True):
+            assert torch.allclose(one, network(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_layer_is_the_papers_in_channels_last(bias):
     layer = DAConv(4, 6, 3, padding=1, bias=bias, dtype=torch.float64).to(memory_format=torch.channels_last)
@@ -163,6 +181,10 @@ def test_factory_takes_positional_arguments_and_leaves_single_taps_plain():
     assert isinstance(layer, DAConv) and layer.stride == (2, 2) and layer.merge()[1] is None
     assert layer(torch.rand(1, 3, 8, 8)).shape == (1, 8, 4, 4)
     assert type(decouple_conv_layer(3, 8, 1)) is nn.Conv2d
+    for size in (1, 3):
+        layer = decouple_conv_layer(3, 8, size, padding_mode="reflect", device="meta", dtype=torch.float64)
+        parameter = next(layer.parameters())
+        assert layer.padding_mode == "reflect" and parameter.is_meta and parameter.dtype == torch.float64
     assert type(decouple_conv_layer(3, 8, (1, 1))) is nn.Conv2d
     assert type(decouple_conv_layer(3, 8, [1, 1])) is nn.Conv2d
     assert isinstance(decouple_conv_layer(3, 8, (1, 3)), DAConv)

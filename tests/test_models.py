@@ -250,6 +250,12 @@ def test_zero_dce_losses_are_the_papers_equations():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
+def test_zero_dce_judges_the_exposure_of_small_photos_as_a_whole():
+    photo = torch.rand(1, 3, 40, 15)
+    expected = sum((photo[:, :, top : top + 16].mean() - 0.6).abs() for top in (0, 16)) / 2
+    assert models.zero_dce.exposure_control_loss(photo).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_zero_dce_does_nothing_where_its_curves_are_straight():
     photo = torch.rand(1, 3, 5, 5)
     assert torch.equal(models.zero_dce.curves(photo, torch.zeros(1, 24, 5, 5)), photo)

@@ -212,8 +212,9 @@ def test_losses_have_their_weights(small_config_path):
 
 
 def test_a_network_without_targets_is_not_trained_on_them(small_config_path):
-    parts = gradients(small_config_path, "model=zero_dce", "corrected_weight=5", adversarial=False)[1]
-    assert "corrected" not in parts and "exposure" in parts
+    options = ["corrected_weight=5", "ssim_weight=5"]
+    parts = gradients(small_config_path, "model=zero_dce", *options, adversarial=False)[1]
+    assert "corrected" not in parts and "ssim" not in parts and "exposure" in parts
 
 
 @pytest.mark.parametrize(

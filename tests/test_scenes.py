@@ -86,6 +86,12 @@ def test_a_view_looks_where_it_is_told():
     assert np.allclose(seam, 1)
 
 
+def test_a_large_panorama_stays_one(tmp_path):
+    write_log_png(tmp_path / "a.png", panorama(1033))
+    [scene] = find_scenes(tmp_path)
+    assert scene.is_panorama and scene.light.shape == (516, 1032, 3)
+
+
 def test_views_of_photographs_in_light_lie_inside():
     light = np.random.default_rng(0).uniform(0.1, 2, (50, 70, 3)).astype(np.float16)
     assert not Scene("a", light).is_panorama

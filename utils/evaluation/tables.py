@@ -18,7 +18,12 @@ ALL, OF_SETS, NOT_UNDER = "all", "mean over sets", "proper and over"
 
 
 def summarise(
-    rows: Sequence[Row], metrics: Iterable[str], *, pooled: bool = False, of_sets: bool = False
+    rows: Sequence[Row],
+    metrics: Iterable[str],
+    *,
+    pooled: bool = False,
+    of_sets: bool = False,
+    by_scene: bool = False,
 ) -> list[Line]:
     """Return means over images: for each method all, and for each kind of target and input that the set tells apart.
 
@@ -29,12 +34,14 @@ def summarise(
         metrics: columns of the rows.
         pooled: whether to add the PSNR of the mean squared error of all images together.
         of_sets: whether groups are sets that weigh alike in the mean over all.
+        by_scene: whether photos that share a target are drawn together: the exposures of a scene are alike, and drawn
+            one by one they make intervals too narrow. Then groups are left out where scenes have photos in several.
     """
     names = [*metrics, *(["mse"] if pooled else [])]
     summary = []
     for method, own in by_method(rows).items():
         for what, chosen in _selections(own, of_sets):
-            line = {"method": method, **what, **_means(chosen, names, of_sets=what["inputs"] == OF_SETS)}
+            line = {"method": method, **what, **_means(chosen, names, what["inputs"] == OF_SETS, by_scene)}
             intervals = line["intervals"]
             if pooled:
                 line["psnr_pooled"] = _decibels(line.pop("mse"))
@@ -45,7 +52,12 @@ def summarise(
 
 
 def differences(
-    rows: Sequence[Row], first: Sequence[Row], metrics: dict[str, Metric], *, of_sets: bool = False
+    rows: Sequence[Row],
+    first: Sequence[Row],
+    metrics: dict[str, Metric],
+    *,
+    of_sets: bool = False,
+    by_scene: bool = False,
 ) -> list[Line]:
     """Return the paired differences of each method of `rows` to another method's rows of the same images.
 
@@ -68,7 +80,7 @@ def differences(
         changes = [{**row, **{name: row[name] - other[name] for name in metrics}} for row, other in pairs]
         for what, chosen in _selections(changes, of_sets):
             line = {"method": method, "to": first[0]["method"], **what}
-            line.update(_means(chosen, list(metrics), of_sets=what["inputs"] == OF_SETS))
+            line.update(_means(chosen, list(metrics), what["inputs"] == OF_SETS, by_scene))
             signs = {name: -1 if metric.lower_is_better else 1 for name, metric in metrics.items()}
             line["won"] = {
                 name: float(np.mean([np.heaviside(sign * row[name], 0.5) for row in chosen]))
@@ -127,16 +139,31 @@ def _selections(rows: list[Row], of_sets: bool) -> Iterator[tuple[dict[str, Any]
             yield {"targets": target, "inputs": group, "images": len(chosen)}, chosen
 
 
-def _means(rows: Sequence[Row], names: Sequence[str], *, of_sets: bool) -> Line:
-    """Return the means of columns over rows, with their intervals over input photos within groups."""
-    photos: dict[str, list[Row]] = {}
-    for row in rows:
-        photos.setdefault(row["input"], []).append(row)
-    sums = np.array([[math.fsum(row[name] for row in own) for name in names] for own in photos.values()])
-    counts = np.array([float(len(own)) for own in photos.values()])
-    groups = [own[0]["group"] for own in photos.values()]
-    mean, intervals = means(sums, counts, groups, of_strata=of_sets)
+def _means(rows: Sequence[Row], names: Sequence[str], of_sets: bool, by_scene: bool) -> Line:
+    """Return the means of columns over rows, with their intervals as `summarise` says."""
+    drawn = _alike(rows, ("input", "target") if by_scene else ("input",))
+    sums = np.array([[math.fsum(row[name] for row in own) for name in names] for own in drawn])
+    counts = np.array([float(len(own)) for own in drawn])
+    groups = [{row["group"] for row in own} for own in drawn]
+    strata = [min(own) for own in groups] if all(len(own) == 1 for own in groups) else [ALL] * len(groups)
+    mean, intervals = means(sums, counts, strata, of_strata=of_sets)
     return {**dict(zip(names, mean.tolist(), strict=True)), "intervals": dict(zip(names, intervals, strict=True))}
+
+
+def _alike(rows: Sequence[Row], names: Sequence[str]) -> list[list[Row]]:
+    """Return rows in groups that share a value in one of some columns, directly or not."""
+    place: dict[tuple[str, str], int] = {}  # of each value, the number of its group
+    groups: dict[int, list[Row]] = {}
+    for number, row in enumerate(rows):
+        values = [(name, row[name]) for name in names]
+        known = {place[value] for value in values if value in place}
+        group = min(known, default=number)
+        for other in known - {group}:
+            groups[group] += groups.pop(other)
+            place.update({value: group for value, old in place.items() if old == other})
+        groups.setdefault(group, []).append(row)
+        place.update(dict.fromkeys(values, group))
+    return list(groups.values())
 
 
 def _decibels(error: float) -> float:

@@ -38,7 +38,7 @@ def weighted_losses(state: TrainingState, inputs: Tensor, done: Correction, targ
     terms = {name: weights.get(name, 1.0) * term for name, term in terms.items() if weights.get(name, 1.0)}
     if config.corrected_weight and network.needs_targets:
         terms["corrected"] = config.corrected_weight * reconstruction_loss(done.photo, targets, weight)
-    if config.ssim_weight:
+    if config.ssim_weight and network.needs_targets:
         terms["ssim"] = config.ssim_weight * (1 - ssim(done.photo, targets).mean())
     if not any(term.requires_grad for term in terms.values()):
         raise ConfigError(

@@ -64,12 +64,14 @@ def export(path: Path, checkpoint: dict[str, Any], plain: nn.Module | None = Non
         plain = plain_network(checkpoint, path)
     shown_brighter: Any = plain.shown_brighter
     values = config.to_dict()
+    figures = dict((checkpoint["history"] or [{}])[-1])
+    figures.pop("images_per_second", None)  # else no run would make the same file as another
     save_weights(
         path,
         plain.state_dict(),
         architecture={**{name: values[name] for name in ARCHITECTURE}, "shown_brighter": shown_brighter},
         working_size=config.working_size,
         least_size=config.least_size,
-        training={"config": values, **(checkpoint["history"] or [{}])[-1]},
+        training={"config": values, **figures},
         **options,
     )
