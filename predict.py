@@ -477,14 +477,15 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
                     photo = load_photo(source)
                     pictures = preview(photo), preview(load_photo(destination))
                     maps = preview_curves(photo, pictures[0], predictor)
-                    return Result(job, "skipped", "", *photo.size, 0.0, pictures, maps)
+                    shown = maps if is_made_by(maps, *pictures, arguments) else None  # by settings that are not known
+                    return Result(job, "skipped", "", *photo.size, 0.0, pictures, shown)
             return Result(job, "skipped")
         with memory.reserve(*memory_of(source)):
             photo = load_photo(source)
             kind = arguments.format.upper() if arguments.format else None
             before = preview(photo) if arguments.report else None
             shown = preview_curves(photo, before, predictor) if before is not None else None
-            predictor.correct_in_place(photo.pixels, photo.profile, arguments.strength, arguments.exposure)
+            predictor.correct_in_place(photo.pixels, photo.profile, arguments.strength, arguments.exposure, photo.alpha)
             destination.parent.mkdir(parents=True, exist_ok=True)
             keeps_all = kind in (None, photo.format) and arguments.quality is None and not arguments.strip_metadata
             if arguments.strength == arguments.exposure == 0 and keeps_all and photo.format != "RAW":
@@ -506,11 +507,11 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
 
 def preview(photo: "Photo") -> "Image.Image":
     """Return a small copy for the report, in sRGB."""
-    from utils.photos.predictor import reduced
+    from utils.photos.predictor import reduced, seen
     from utils.photos.reading import to_srgb
     from utils.photos.report import PREVIEW_SIZE
 
-    return to_srgb(reduced(photo.pixels, PREVIEW_SIZE), photo.profile)
+    return to_srgb(reduced(seen(photo.pixels, photo.alpha), PREVIEW_SIZE), photo.profile)
 
 
 def preview_curves(photo: "Photo", before: "Image.Image", predictor: "Predictor") -> "Tensor":
@@ -520,6 +521,19 @@ def preview_curves(photo: "Photo", before: "Image.Image", predictor: "Predictor"
     pixels = photo.pixels
     is_grey = pixels.mode == "L" if isinstance(pixels, Image.Image) else pixels.shape[2] == 1
     return predictor.fit(before.convert("L") if is_grey else before)
+
+
+def is_made_by(maps: "Tensor", before: "Image.Image", after: "Image.Image", arguments: argparse.Namespace) -> bool:
+    """Tell whether these curves, at the strength and exposure asked for, make one small copy of the other."""
+    from PIL import ImageChops, ImageStat
+
+    from models import curves
+    from utils.photos.full_size import apply_curves
+
+    made = before.convert("L") if maps.shape[1] == 1 else before.copy()
+    apply_curves(made, curves.adjust(maps[None], arguments.strength, arguments.exposure)[0], less_grain=True)
+    difference = ImageStat.Stat(ImageChops.difference(made.convert("RGB"), after))
+    return before.size == after.size and max(difference.mean) < 4
 
 
 def report_of(arguments: argparse.Namespace, rank: int) -> AbstractContextManager["Report | None"]:

@@ -89,6 +89,20 @@ export const applyCurves = (pixels, width, height, maps, strength, exposure) => 
   }
 };
 
+// What can be seen decides: give wholly transparent pixels of RGBA the mean colour of the others, in place.
+export const fillUnseen = pixels => {
+  const sums = [0, 0, 0];
+  let count = 0;
+  for (let i = 0; i < pixels.length; i += 4) {
+    if (pixels[i + 3] === 0) continue;
+    count++;
+    for (let c = 0; c < 3; c++) sums[c] += pixels[i + c];
+  }
+  if (count === 0 || 4 * count === pixels.length) return;
+  const mean = sums.map(sum => Math.round(sum / count));
+  for (let i = 0; i < pixels.length; i += 4) if (pixels[i + 3] === 0) for (let c = 0; c < 3; c++) pixels[i + c] = mean[c];
+};
+
 // Means over blocks of step x step pixels, of RGBA without A; blocks at the border may be smaller.
 const reduced = (pixels, width, height, step) => {
   const across = Math.ceil(width / step), down = Math.ceil(height / step);
@@ -160,9 +174,13 @@ export const smallCopy = (pixels, width, height, size) => {
 export const reducedTo = (pixels, width, height, size) => {
   const step = Math.ceil(Math.max(width, height) / size);
   if (step <= 1) return {data: pixels, width, height};
-  const copy = reduced(pixels, width, height, step), data = new Uint8ClampedArray(4 * copy.width * copy.height).fill(255);
-  for (let i = 0, j = 0; i < copy.data.length; i += 3, j += 4) {
-    data[j] = copy.data[i]; data[j + 1] = copy.data[i + 1]; data[j + 2] = copy.data[i + 2];
+  const copy = reduced(pixels, width, height, step), data = new Uint8ClampedArray(4 * copy.width * copy.height);
+  const middle = (block, length) => Math.min(block * step + (step >> 1), length - 1);
+  for (let i = 0, j = 0, y = 0; y < copy.height; y++) {
+    for (let x = 0; x < copy.width; x++, i += 3, j += 4) {
+      data[j] = copy.data[i]; data[j + 1] = copy.data[i + 1]; data[j + 2] = copy.data[i + 2];
+      data[j + 3] = pixels[4 * (middle(y, height) * width + middle(x, width)) + 3];
+    }
   }
   return {data, width: copy.width, height: copy.height};
 };

@@ -60,7 +60,7 @@ const queue = new Queue(({runtime, engine, facts}) => {
   $("engine").textContent = `${engine}; ${view.name}; ${facts.model}, ${facts.working_size} px`;
   document.documentElement.dataset.ready = "";
   if ("serviceWorker" in navigator && window.isSecureContext) {  // now that its files need not be fetched twice
-    navigator.serviceWorker.register(`service-worker.js?${runtime}`).catch(error => console.info("works with a network only", error));
+    navigator.serviceWorker.register(`service-worker.js?${runtime}`, {updateViaCache: "none"}).catch(error => console.info("works with a network only", error));
   }
 }, reason => {
   $("engine").textContent = `The network could not be loaded: ${reason}`;
@@ -234,8 +234,8 @@ const discard = photo => {
   photo.isGone = true;
   const other = photos[Math.min(index, photos.length - 1)] ?? null;
   if (selected === photo) select(other);
-  if (hadFocus && other) other.entry.querySelector(".pick").focus();
   refresh();
+  if (hadFocus) (photos.length > 1 ? other.entry.querySelector(".pick") : $(other ? "format" : "files")).focus();
 };
 
 // Correct a photo unless that is done; the one on the screen brings its pixels along.
@@ -403,7 +403,7 @@ const numbered = (name, number) => number < 2 ? name : name.replace(/(\.[^./]*)?
 
 const saved = async (photo, urgency) => {
   await correct(photo, urgency);
-  const {file, maps, strength, exposure} = photo, quality = Math.min(Math.max(Number($("quality").value) || 95, 1), 100);
+  const {file, maps, strength, exposure} = photo, quality = Math.min(Math.max(Number($("quality").value || 95), 1), 100);
   return queue.ask(urgency, photo, "save", {file, maps, strength, exposure, format: $("format").value, quality});
 };
 
@@ -417,6 +417,7 @@ const download = (blob, name) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 };
 
+$("panel").addEventListener("submit", event => event.preventDefault());  // by Enter in a field
 $("save").addEventListener("click", async () => {
   const photo = selected;
   $("save").disabled = true;

@@ -28,12 +28,16 @@ export const formatOf = bytes => {
   return null;
 };
 
-// Everything to keep: {format, exif, xmp, icc, density, extra, chunks, isGrey, isDeep, isWide}. Damaged parts are left out.
+const SEVERAL = "holds several pictures: save the one to correct on its own";
+const hdrProblem = transfer => ({16: "HDR colours (PQ): save it as sRGB or Display P3", 18: "HDR colours (HLG): save it as sRGB or Display P3"}[transfer] ?? "");
+
+// Everything to keep: {format, exif, exifPlace, xmp, icc, density, extra, chunks, isGrey, isDeep, isWide}, and the problem of a file
+// that cannot be corrected. Damaged parts are left out.
 export const readMetadata = async bytes => {
-  const found = {format: formatOf(bytes), exif: null, xmp: null, icc: null, density: null, extra: [], chunks: [],
+  const found = {format: formatOf(bytes), problem: "", exif: null, exifPlace: 0, xmp: null, icc: null, density: null, extra: [], chunks: [],
     isGrey: false, isDeep: false, isWide: false};
   try {
-    await ({JPEG: readJpeg, PNG: readPng, WebP: readWebp, AVIF: readBoxes, HEIC: readBoxes}[found.format] ?? (() => {}))(bytes, found);
+    await ({JPEG: readJpeg, PNG: readPng, WebP: readWebp, GIF: readGif, AVIF: readBoxes, HEIC: readBoxes}[found.format] ?? (() => {}))(bytes, found);
   } catch (error) {
     console.warn("metadata is damaged and is kept as far as it could be read", error);
   }
@@ -85,15 +89,25 @@ const readPng = async (bytes, found) => {
     if (name === "IHDR") {
       found.isDeep = content[8] > 8;
       found.isGrey = [0, 4].includes(content[9]);
-    } else if (name === "eXIf") found.exif = content.slice();
+    } else if (name === "acTL") found.problem ||= SEVERAL;
+    else if (name === "eXIf") found.exif = content.slice();
     else if (name === "iCCP") found.icc = await through(content.slice(content.indexOf(0) + 2), new DecompressionStream("deflate"));
-    else if (name === "cICP") found.isWide = [9, 12].includes(content[0]);
+    else if (name === "cICP") {
+      found.isWide = [9, 12].includes(content[0]);
+      found.problem ||= hdrProblem(content[1]);
+    } else if (name === "pHYs") {
+      const dots = new Uint8Array(5);
+      dots[0] = content[8];  // an inch for JPEG, a metre here
+      for (const place of [0, 4]) view(dots).setUint16(1 + place / 2, Math.round(view(content).getUint32(place) * (dots[0] ? 0.0254 : 1)));
+      found.density = dots;
+      found.chunks.push(whole.slice());
+    }
     else if (name === "iTXt" && text(content, 0, PNG_XMP.length) === PNG_XMP) {
       let start = PNG_XMP.length + 3;  // its end, and whether and how it is compressed
       for (let zeros = 0; zeros < 2; start++) zeros += content[start] === 0;  // language, translated name
       const body = content.slice(start);
       found.xmp = content[PNG_XMP.length + 1] ? await through(body, new DecompressionStream("deflate")) : body;
-    } else if (["tEXt", "zTXt", "iTXt", "pHYs", "tIME"].includes(name)) found.chunks.push(whole.slice());
+    } else if (["tEXt", "zTXt", "iTXt", "tIME"].includes(name)) found.chunks.push(whole.slice());
   }
 };
 
@@ -101,15 +115,24 @@ const readWebp = (bytes, found) => {
   for (let place = 12; place + 8 <= bytes.length;) {
     const name = text(bytes, place, 4), length = view(bytes).getUint32(place + 4, true);
     const content = bytes.slice(place + 8, place + 8 + length);
-    if (name === "EXIF") found.exif = text(content, 0, 6) === EXIF ? content.slice(6) : content;
+    if (name === "EXIF") {
+      found.exif = text(content, 0, 6) === EXIF ? content.slice(6) : content;
+      found.exifPlace = place;
+    }
+    if (name === "ANIM") found.problem ||= SEVERAL;
     if (name === "XMP ") found.xmp = content;
     if (name === "ICCP") found.icc = content;
     place += 8 + length + length % 2;
   }
 };
 
+const readGif = (bytes, found) => {
+  if (text(bytes, 0, Math.min(bytes.length, 4096)).includes("NETSCAPE2.0")) found.problem ||= SEVERAL;
+};
+
 // AVIF and HEIC: the colours of the first picture, and EXIF and XMP by the table of items (ISO/IEC 23008-12).
 const readBoxes = (bytes, found) => {
+  if (text(bytes, 8, 4) === "avis") found.problem ||= SEVERAL;
   const boxes = (start, end) => {
     const list = [];
     for (let place = start; place + 8 <= end;) {
@@ -127,11 +150,16 @@ const readBoxes = (bytes, found) => {
   const inside = boxes(meta.start + 4, meta.end), data = view(bytes);
   const properties = inside.filter(box => box.name === "iprp").flatMap(box => boxes(box.start, box.end))
     .filter(box => box.name === "ipco").flatMap(box => boxes(box.start, box.end));
+  let transfer = null;
   for (const {start, end} of properties.filter(box => box.name === "colr")) {
     const kind = text(bytes, start, 4);
     if (kind === "prof" || kind === "rICC") found.icc ??= bytes.slice(start + 4, end);
-    if (kind === "nclx") found.isWide ||= [9, 12].includes(data.getUint16(start + 4));
+    if (kind === "nclx") {
+      found.isWide ||= [9, 12].includes(data.getUint16(start + 4));
+      transfer ??= data.getUint16(start + 6);
+    }
   }
+  found.problem ||= hdrProblem(transfer);
   found.isDeep = properties.some(box => box.name === "pixi" && bytes[box.start + 5] > 8);
   const kinds = {}, table = inside.find(box => box.name === "iinf"), places = inside.find(box => box.name === "iloc");
   if (!table || !places) return;
@@ -163,6 +191,21 @@ const readBoxes = (bytes, found) => {
     if (kinds[id]?.kind === "Exif") found.exif = content.slice(4 + view(content).getUint32(0));
     if (kinds[id]?.kind === "mime" && kinds[id].type.startsWith("application/rdf+xml")) found.xmp = content;
   }
+};
+
+// The orientation that EXIF names, 1 where it names none.
+export const orientationOf = exif => {
+  if (!exif) return 1;
+  try {
+    const data = view(exif), little = text(exif, 0, 2) === "II", start = data.getUint32(4, little);
+    for (let entry = start + 2, end = entry + 12 * data.getUint16(start, little); entry < end; entry += 12) {
+      const value = data.getUint16(entry + 8, little);
+      if (data.getUint16(entry, little) === 0x0112) return value > 0 && value < 9 ? value : 1;
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;  // damaged
+  }
+  return 1;
 };
 
 // EXIF of a photo that is upright now and of a size: without orientation, and without a thumbnail that is no longer true.
@@ -203,8 +246,11 @@ export const uprightExif = (exif, width, height) => {
   return bytes.slice(0, end);
 };
 
+// XMP of it, likewise, and without the parts of the file that are not kept: gain maps and films.
 const uprightXmp = xmp => bytesOf(Array.from(xmp, byte => String.fromCharCode(byte)).join("")
-  .replace(/(tiff:Orientation=["'])\d/g, "$11").replace(/(<tiff:Orientation>)\d/g, "$11"));
+  .replace(/(tiff:Orientation=["'])\d/g, "$11").replace(/(<tiff:Orientation>)\d/g, "$11")
+  .replace(/<(G?Container):Directory>.*?<\/\1:Directory>/gs, "")
+  .replace(/\s(?:hdrgm:Version|GCamera:MicroVideo\w*|GCamera:MotionPhoto\w*)=(["']).*?\1/g, ""));
 
 // "srgb" or "display-p3" where a profile says no more than that; "" for other colours; null if it is not one of RGB.
 export const spaceOf = icc => {
@@ -301,7 +347,7 @@ const pngWith = async (encoded, found, exif, xmp, icc) => {
     if (icc?.length) parts.push(chunk("iCCP", joined([bytesOf("ICC profile\0\0"), await through(icc, new CompressionStream("deflate"))])));
     if (exif) parts.push(chunk("eXIf", exif));
     if (xmp) parts.push(chunk("iTXt", joined([bytesOf(PNG_XMP + "\0\0\0\0\0"), xmp])));
-    if (found.density && found.density[0]) {
+    if (found.density && found.density[0] && found.format === "JPEG") {
       const perMetre = found.density[0] === 1 ? 1 / 0.0254 : 100, given = view(found.density), size = new Uint8Array(9);
       view(size).setUint32(0, Math.round(given.getUint16(1) * perMetre));
       view(size).setUint32(4, Math.round(given.getUint16(3) * perMetre));
@@ -317,5 +363,9 @@ const pngWith = async (encoded, found, exif, xmp, icc) => {
 // for none; null keeps what the browser says of its colours.
 export const withMetadata = async (encoded, format, found, width, height, icc) => {
   const exif = found.exif && uprightExif(found.exif, width, height), xmp = found.xmp && uprightXmp(found.xmp);
+  if (found.density && orientationOf(found.exif) > 4) {  // turned, unlike its resolution
+    const [unit, ...dots] = found.density;
+    found = {...found, density: new Uint8Array([unit, ...dots.slice(2), ...dots.slice(0, 2)])};
+  }
   return joined(await (format === "JPEG" ? jpegWith : pngWith)(encoded, found, exif, xmp, icc));
 };

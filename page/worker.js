@@ -1,12 +1,13 @@
 // Decodes photos, runs the network on their small copies, applies the curves and encodes, away from the page itself.
 
-import {applyCurves, reducedTo, smallCopy} from "./curves.js";
-import {crc32, formatOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
+import {applyCurves, fillUnseen, reducedTo, smallCopy} from "./curves.js";
+import {crc32, formatOf, orientationOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
 
 const LARGEST = 178956970;  // pixels, as predict.py
 const THUMBNAIL = 200;
 const ROWS = 256;  // read at a time, as some systems bound the area of a canvas
 const NONE = new Uint8Array();
+const TURNS = [null, [1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, -1], [1, 0, 0, -1], [0, 1, 1, 0], [0, 1, -1, 0], [0, -1, -1, 0], [0, -1, 1, 0]];
 const UNIT = [1, 0, 0, 0, 1, 0, 0, 0, 1];
 const P3_TO_SRGB = [1.2249401, -0.2249402, 0, -0.0420569, 1.0420571, 0, -0.0196376, -0.0786361, 1.0982735];  // linear light
 
@@ -65,26 +66,37 @@ const decode = async file => {
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (bytes.length === 0) throw new Error("the file is empty");
   const found = await readMetadata(bytes), colours = coloursOf(found);
+  if (found.problem) throw new Error(found.problem);
+  // Browsers do not agree on the orientation of WebP: they are not shown it.
+  const turn = found.format === "WebP" ? orientationOf(found.exif) : 1;
+  if (turn > 1) bytes.set([88, 88, 88, 88], found.exifPlace);
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, {imageOrientation: "from-image", premultiplyAlpha: "none"});
+    bitmap = await createImageBitmap(turn > 1 ? new Blob([bytes]) : file, {imageOrientation: "from-image", premultiplyAlpha: "none"});
   } catch {
     throw new Error({HEIC: "this browser does not decode HEIC (Safari does): save it as JPEG",
       TIFF: "browsers do not decode TIFF nor most raw files: save it as PNG or JPEG, or use predict.py",
     }[found.format] ?? (found.format ? `the ${found.format} file is damaged, or this browser cannot decode it`
       : "not a photo that this browser can read"));
   }
-  const {width, height} = bitmap;
+  const [width, height] = turn < 5 ? [bitmap.width, bitmap.height] : [bitmap.height, bitmap.width];
+  const [a, b, c, d] = TURNS[turn], left = a + c < 0 ? width : 0, up = b + d < 0 ? height : 0;
   if (width * height > LARGEST) throw new Error(`${width} × ${height} pixels: more than ${LARGEST} are not taken`);
   const pixels = new Uint8ClampedArray(4 * width * height);
   const [, context] = canvasOf(width, Math.min(ROWS, height), colours.space);
   for (let top = 0; top < height; top += ROWS) {
     const rows = Math.min(ROWS, height - top);
     context.clearRect(0, 0, width, ROWS);
-    context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
+    if (turn === 1) context.drawImage(bitmap, 0, top, width, rows, 0, 0, width, rows);
+    else {
+      context.setTransform(a, b, c, d, left, up - top);
+      context.drawImage(bitmap, 0, 0);
+      context.resetTransform();
+    }
     pixels.set(context.getImageData(0, 0, width, rows, {colorSpace: colours.space}).data, 4 * top * width);
   }
   bitmap.close();
+  if (found.format !== "JPEG") fillUnseen(pixels);
   return {found, colours, pixels, width, height};
 };
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 from conftest import picture
-from PIL import ExifTags, Image, ImageCms, JpegImagePlugin
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, PngImagePlugin
 
 from utils.colour import from_linear, to_linear
 from utils.photos.reading import PhotoError, load_photo, read_photo, to_8_bits
@@ -181,6 +181,105 @@ def test_the_stale_thumbnail_is_dropped(tmp_path):
     assert thumbnail.getvalue() not in (tmp_path / "b.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_exif_stays_where_it_stands_as_makers_notes_count_from_its_start(tmp_path, order, suffix):
+    note, first, details = b"Canon-like note, whose numbers are places in the whole block", 8, 8 + 2 + 5 * 12 + 4
+    place = details + 2 + 3 * 12 + 4
+
+    def folder(*entries, end):
+        rows = b"".join(struct.pack(f"{order}HHII", tag, kind, count, value) for tag, kind, count, value in entries)
+        return struct.pack(f"{order}H", len(entries)) + rows + struct.pack(f"{order}I", end)
+
+    one = 1 << 16 if order == ">" else 1  # a number of 16 bits in a field of 32
+    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", first)
+    block += folder(
+        (256, 4, 1, 40), (257, 4, 1, 30), (271, 2, 2, 0x41000041), (274, 3, 1, 6 * one), (34665, 4, 1, details), end=0
+    )
+    block += folder((37500, 7, len(note), place), (40962, 3, 1, 40 * one), (40963, 4, 1, 30), end=0) + note
+    picture(40, 30).save(tmp_path / f"a{suffix}", exif=b"Exif\0\0" + block)
+    photo = load_photo(tmp_path / f"a{suffix}")
+    save_photo(tmp_path / f"b{suffix}", photo)
+    with Image.open(tmp_path / f"b{suffix}") as after:
+        kept, tags = after.info["exif"].removeprefix(b"Exif\0\0"), after.getexif()
+        assert after.size == (30, 40) and len(kept) == len(block) and kept[place:] == note
+        assert tags[ExifTags.Base.Make] == "A" and ExifTags.Base.Orientation not in tags
+        assert (tags[256], tags[257]) == (30, 40)
+        inner = tags.get_ifd(ExifTags.IFD.Exif)
+        assert (inner[40962], inner[40963], inner[37500]) == (30, 40, note)
+
+
+def test_damaged_exif_never_costs_a_photo(tmp_path):
+    block = exif().tobytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(block)
+        for place in rng.integers(6, len(block), rng.integers(1, 4)):
+            damaged[place] = rng.integers(256)
+        picture(8, 6).save(tmp_path / "a.jpg", exif=bytes(damaged[: rng.integers(8, len(block))]))
+        save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.jpg"))
+        with Image.open(tmp_path / "b.jpg") as after:
+            after.load()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_texts_of_a_png_are_kept_or_stripped(tmp_path, depth):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Author", "Jürgen")
+    texts.add_text("Copyright", "mine", zip=True)
+    texts.add_itxt("Title", "日本")
+    texts.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    picture(40, 30).save(tmp_path / "a.png", pnginfo=texts)
+    photo = load_photo(tmp_path / "a.png")
+    if depth == 16:
+        photo.pixels = deep(30, 40)
+    save_photo(tmp_path / "b.png", photo)
+    save_photo(tmp_path / "c.png", photo, keep_metadata=False)
+    save_photo(tmp_path / "d.jpg", photo, format="JPEG")
+    with Image.open(tmp_path / "b.png") as after:
+        after.load()
+        assert (after.text["Author"], after.text["Copyright"], after.text["Title"]) == ("Jürgen", "mine", "日本")
+        assert "Orientation" not in after.text["XML:com.adobe.xmp"]
+    with Image.open(tmp_path / "c.png") as after:
+        after.load()
+        assert not after.text
+
+
+def test_xmp_goes_on_in_further_segments_and_promises_no_gain_map(tmp_path):
+    more = b"http://ns.adobe.com/xmp/extension/\0" + bytes(range(200))
+    marker = b"\xff\xe1" + (len(more) + 2).to_bytes(2, "big") + more
+    map_ = b'<Container:Directory><rdf:Seq><li Item:Semantic="GainMap"/></rdf:Seq></Container:Directory>'
+    xmp = b'<x:xmpmeta><a hdrgm:Version="1.0" GCamera:MotionPhoto="1" dc:rights="mine">%s</a></x:xmpmeta>'
+    picture(40, 30).save(tmp_path / "a.jpg", xmp=xmp % map_, extra=marker)
+    save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.jpg"))
+    assert more in (tmp_path / "b.jpg").read_bytes()
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert after.info["xmp"] == b'<x:xmpmeta><a dc:rights="mine"></a></x:xmpmeta>'
+
+
+def test_iptc_of_tiffs_is_kept_or_stripped(tmp_path):
+    iptc = b"\x1c\x02\x78\0\x05title\0\0"
+    numbers = (33723, "I", 3, struct.unpack("<3I", iptc), True)  # as Photoshop declares it
+    tags = [numbers, (34377, "B", 12, iptc, True)]
+    tifffile.imwrite(tmp_path / "a.tif", np.array(picture(64, 48)), photometric="rgb", extratags=tags, byteorder="<")
+    photo = load_photo(tmp_path / "a.tif")
+    save_photo(tmp_path / "b.tif", photo)
+    save_photo(tmp_path / "c.tif", photo, keep_metadata=False)
+    for name, kept in (("b.tif", True), ("c.tif", False)):
+        with tifffile.TiffFile(tmp_path / name) as file:
+            found = [bytes(file.pages.first.tags[tag].value) for tag in (33723, 34377) if tag in file.pages.first.tags]
+            assert found == ([iptc, iptc] if kept else [])
+
+
+def test_what_is_not_seen_in_lossless_webp_stays(tmp_path):
+    clear = picture(40, 30).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "a.webp", lossless=True, exact=True)
+    save_photo(tmp_path / "b.webp", load_photo(tmp_path / "a.webp"))
+    with Image.open(tmp_path / "b.webp") as after:
+        assert np.array_equal(np.array(after), np.array(clear))
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [True, False])
 def test_a_jpeg_keeps_its_quantisation_subsampling_and_scans(tmp_path, subsampling, progressive):
@@ -289,10 +388,11 @@ def test_a_progressive_jpeg_of_noise_is_written(tmp_path):
         assert np.abs(np.array(after).astype(int) - np.array(noise)).mean() < 3
 
 
-def test_iptc_and_comment_of_a_jpeg_are_kept_or_stripped(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_iptc_and_comment_of_a_jpeg_are_kept_or_stripped(tmp_path, mode):
     segment = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x0a\x1c\x02\x78\0\x05title"
     marker = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment
-    picture(40, 30).save(tmp_path / "a.jpg", comment=b"a comment", extra=marker)
+    picture(40, 30).convert(mode).save(tmp_path / "a.jpg", comment=b"a comment", extra=marker)
     photo = load_photo(tmp_path / "a.jpg")
     save_photo(tmp_path / "b.jpg", photo)
     save_photo(tmp_path / "c.jpg", photo, keep_metadata=False)

@@ -57,6 +57,25 @@ def test_arrays_keep_shape_depth_and_transparency(dtype, channels):
         assert np.array_equal(brighter[..., 3], photo[..., 3])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "array"])
+def test_what_is_not_seen_does_not_steer(mode):
+    seen, alpha = picture(90, 60), np.zeros((60, 90), np.uint8)
+    alpha[:40, :50] = 255
+    results = []
+    for hidden in (0, 255):
+        pixels = np.where(alpha[..., None] > 0, np.asarray(seen), hidden).astype(np.uint8)
+        photo = Image.fromarray(np.dstack((pixels, alpha)))
+        if mode == "P":
+            photo = photo.quantize(255)
+        elif mode == "LA":
+            photo = Image.merge("LA", (Image.fromarray(pixels).convert("L"), photo.getchannel("A")))
+        result = predictor(more(1.7)).predict(np.asarray(photo) if mode == "array" else photo)
+        results.append(np.asarray(result if mode == "array" else result.convert("RGBA")))
+    first, second = (result.astype(int)[:40, :50] for result in results)
+    assert np.abs(first - second).max() <= (60 if mode == "P" else 0)  # a palette differs by what else is in it
+    assert first[..., :3].mean() > np.asarray(seen)[:40, :50].mean() + 5
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK"])
 def test_images_keep_size_profile_and_transparency(mode):
     image = picture(90, 60).convert(mode)

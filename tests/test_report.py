@@ -49,6 +49,23 @@ def test_predict_writes_a_page_that_needs_nothing_else(tmp_path, monkeypatch):
         assert not re.search(r"(src|href)=|https?://(?!www\.w3\.org/2000/svg)|url\(", page), "nothing from elsewhere"
 
 
+def test_photos_of_an_earlier_run_have_sliders_where_its_settings_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = build_generator(SimpleNamespace(**ARCHITECTURE))
+    save_weights(
+        tmp_path / "w.safetensors", network.state_dict(), architecture=ARCHITECTURE, working_size=64, training={}
+    )
+    words = ["a.png", "grey.png", "-o", "out", "-w", "w.safetensors", "--exposure", "1"]
+    picture(150, 100).save("a.png")
+    picture(150, 100).convert("L").save("grey.png")
+    assert predict.main(words) == 0
+    for exposure, expected in (("1", True), ("0.5", False)):
+        assert predict.main([*words[:-1], exposure, "--report"]) == 0
+        found = rows((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+        assert [("curves" in facts) for facts, _ in found.values()] == [expected, expected]
+
+
 def test_a_run_that_breaks_off_leaves_no_half_page(tmp_path):
     with pytest.raises(KeyboardInterrupt), Report.open(tmp_path / "index.html") as report:
         report.add_failure("a.jpg", "broken")

@@ -21,7 +21,7 @@ from models.corrector import hold_back
 from ..device import Arithmetic
 from ..weights import WeightsError, load_weights
 from .full_size import apply_curves
-from .reading import Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
+from .reading import Alpha, Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 
 LARGEST_EXPOSURE = 3.0
 """Most stops, either way, by which a correction can be made brighter."""
@@ -125,7 +125,8 @@ class Predictor:
         if result.shape[2] not in (1, 3, 4):
             raise ValueError(f"{result.shape[2]} channels: 1, 3, or 4 with transparency")
         colours = np.ascontiguousarray(result[..., :3])
-        self.correct_in_place(colours, strength=strength, exposure=exposure)
+        alpha = result[..., 3] if result.shape[2] == 4 else None
+        self.correct_in_place(colours, strength=strength, exposure=exposure, alpha=alpha)
         result[..., :3] = colours
         return result.reshape(photo.shape)
 
@@ -150,7 +151,7 @@ class Predictor:
             pixels, profile = to_srgb(pixels, info.pop("icc_profile", None)), None
         pixels = pixels.copy() if pixels is photo else pixels
         profile = profile if profile and leads_back(profile, pixels.mode) else None
-        self.correct_in_place(pixels, profile, strength, exposure)
+        self.correct_in_place(pixels, profile, strength, exposure, alpha)
         if alpha is not None:
             pixels.putalpha(alpha)
         pixels.info = info
@@ -187,15 +188,21 @@ class Predictor:
         return hold_back(small, result.to(small.device))
 
     def correct_in_place(
-        self, pixels: Pixels, profile: bytes | None = None, strength: float = 1.0, exposure: float = 0.0
+        self,
+        pixels: Pixels,
+        profile: bytes | None = None,
+        strength: float = 1.0,
+        exposure: float = 0.0,
+        alpha: Alpha | None = None,
     ) -> None:
         """Correct an image in mode "L" or "RGB", or an `(H, W, C)` array.
 
         `profile` is the ICC profile of its colours, one that `utils.photos.reading.leads_back` accepts; None for sRGB.
+        `alpha` is its transparency, as `seen` takes it.
         """
         if strength == exposure == 0:
             return
-        maps = curves.adjust(self.fit(pixels, profile)[None], strength, exposure)[0]
+        maps = curves.adjust(self.fit(seen(pixels, alpha), profile)[None], strength, exposure)[0]
         apply_curves(pixels, maps, less_grain=True)
 
     def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
@@ -203,8 +210,8 @@ class Predictor:
         height, width = reversed(pixels.size) if isinstance(pixels, Image.Image) else pixels.shape[:2]
         small = reduced(pixels, self.corrector.longest_side(height, width))
         photo = to_srgb(small, profile)
-        seen = _to_tensor(photo)
-        corrected = self._run(seen)
+        shown = _to_tensor(photo)
+        corrected = self._run(shown)
         guide, target = _to_tensor(small), corrected
         if small.mode == "L" and profile is None:
             target = corrected.mean(dim=1, keepdim=True)
@@ -213,7 +220,7 @@ class Predictor:
             after, before = from_srgb(image, profile, small.mode), from_srgb(photo, profile, small.mode)
             assert after is not None and before is not None  # as `leads_back` says
             target = (guide + _to_tensor(after) - _to_tensor(before)).clamp(0, 1)
-        return self.corrector.spared(seen, curves.fit(guide, target))[0]
+        return self.corrector.spared(shown, curves.fit(guide, target))[0]
 
     def _run(self, photo: Tensor) -> Tensor:
         """Return the corrected `(1, 3, h, w)` photo; photos of equal size that wait at once are run together."""
@@ -264,6 +271,22 @@ def _check(strength: float, exposure: float) -> None:
         raise ValueError(f"strength {strength}: from 0 to 1")
     if not abs(exposure) <= LARGEST_EXPOSURE:
         raise ValueError(f"exposure {exposure}: from {-LARGEST_EXPOSURE:g} to {LARGEST_EXPOSURE:g}")
+
+
+def seen(pixels: Pixels, alpha: Alpha | None) -> Pixels:
+    """Return a photo as what can be seen of it decides: pixels that are wholly transparent get the others' mean colour.
+
+    Args:
+        pixels: an image in mode "L" or "RGB", or an `(H, W, C)` array; it is not changed.
+        alpha: its transparency, mode "L" or `(H, W)`; None where it has none.
+    """
+    is_seen = None if alpha is None else np.asarray(alpha) > 0
+    if is_seen is None or is_seen.all() or not is_seen.any():
+        return pixels
+    filled = np.array(pixels)
+    own = filled if filled.ndim == 3 else filled[..., None]
+    own[~is_seen] = own.mean(axis=(0, 1), where=is_seen[..., None]).round()
+    return Image.fromarray(filled) if isinstance(pixels, Image.Image) else filled
 
 
 def reduced(pixels: Pixels, size: int) -> Image.Image:

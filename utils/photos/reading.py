@@ -58,8 +58,13 @@ SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffi
 Pixels = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """An image in mode "L" or "RGB", or an `(H, W, C)` array with one or three channels."""
 
+Alpha = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""Transparency: an image in mode "L", or `(H, W)`."""
+
 TIFF_TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)
 """TIFF's tags of text: description, make, model, software, date, artist, computer, copyright."""
+TIFF_BLOCKS = (33723, 34377)
+"""TIFF's tags of IPTC and of Photoshop's resources."""
 
 Image.init()  # Pillow finds its decoders at first use, which goes wrong where several threads are the first
 _SRGB = ImageCms.createProfile("sRGB")
@@ -317,8 +322,7 @@ class Photo:
 
     pixels: Pixels
     """In the file's own depth and colour space."""
-    alpha: Image.Image | npt.NDArray[np.uint16] | None
-    """Transparency: mode "L", or `(H, W)`."""
+    alpha: Alpha | None
     profile: bytes | None
     """ICC profile of the pixels; None for sRGB."""
     format: str
@@ -366,6 +370,7 @@ def load_photo(path: Path) -> Photo:
     if format_of(path) == "RAW":
         return _load_raw(path)
     with open_photo(path) as image, _errors_as_photo_errors():
+        exif = image.info.get("exif")  # before what turns the photo writes it anew
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         if kind not in ("JPEG", "HEIF") and getattr(image, "n_frames", 1) > 1:
             raise PhotoError(f"holds {getattr(image, 'n_frames', 1)} pictures: save the one to correct on its own")
@@ -379,12 +384,13 @@ def load_photo(path: Path) -> Photo:
             pixels, alpha = _decode_deep(path, image)
             if profile and not leads_back(profile, "L" if pixels.shape[2] == 1 else "RGB"):
                 profile = None
-            return Photo(pixels, alpha, profile, kind, *_metadata(image, (pixels.shape[1], pixels.shape[0])), options)
+            size = pixels.shape[1], pixels.shape[0]
+            return Photo(pixels, alpha, profile, kind, *_metadata(image, size, exif), options)
         if depth != "8":
             raise PhotoError(f"{depth} pixels: save it with 8 or 16 bits per channel")
         if kind == "JPEG" and (not profile or leads_back(profile, image.mode)):
             if (decoded := _decode_jpeg(image)) is not None:
-                return Photo(decoded, None, profile, kind, *_metadata(image, image.size), options)
+                return Photo(decoded, None, profile, kind, *_metadata(image, image.size, exif), options)
         _decode(image)
         transparency = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         plain = without_alpha(image)
@@ -392,7 +398,7 @@ def load_photo(path: Path) -> Photo:
             plain, profile = to_srgb(plain, profile), None
         if profile and not leads_back(profile, plain.mode):
             profile = None
-        return Photo(plain, transparency, profile, kind, *_metadata(image, plain.size), options)
+        return Photo(plain, transparency, profile, kind, *_metadata(image, plain.size, exif), options)
 
 
 def to_8_bits(pixels: npt.NDArray[np.uint16] | npt.NDArray[np.uint8]) -> Image.Image:
@@ -481,22 +487,47 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
         across, down = (float(value) for value in image.info["dpi"])
         if 0 < across < 1e5 and 0 < down < 1e5:
             options["dpi"] = (down, across) if _orientation(image) >= 5 else (across, down)
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("L", "RGB"):
-        options["qtables"] = image.quantization
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        if image.mode in ("L", "RGB"):
+            options["qtables"] = image.quantization
+            options["progressive"] = bool(image.info.get("progressive"))
+            if (subsampling := JpegImagePlugin.get_sampling(image)) >= 0:
+                options["subsampling"] = subsampling
         options["comment"] = image.info.get("comment", b"")
-        options["progressive"] = bool(image.info.get("progressive"))
-        if (subsampling := JpegImagePlugin.get_sampling(image)) >= 0:
-            options["subsampling"] = subsampling
-        options["extra"] = b"".join(_jpeg_segment(*segment) for segment in image.applist if segment[0] == "APP13")
-    elif image.format == "PNG" and "gamma" in image.info:
-        options["gamma"] = float(image.info["gamma"])
-    elif image.format == "WEBP":
-        options["lossless"] = _is_lossless_webp(path)
+        kept = [(name, data) for name, data in image.applist if name == "APP13" or data.startswith(_MORE_XMP)]
+        options["extra"] = b"".join(_jpeg_segment(*segment) for segment in kept)
+    elif image.format == "PNG":
+        options["texts"] = _png_texts(path)
+        if "gamma" in image.info:
+            options["gamma"] = float(image.info["gamma"])
+    elif image.format == "WEBP" and _is_lossless_webp(path):
+        options["lossless"] = options["exact"] = True
     elif image.format == "TIFF":
         name = str(image.info.get("compression", "raw"))
         known = {"raw": None, "packbits": "packbits", "tiff_lzw": "lzw"}
         options["compression"] = known.get(name, "adobe_deflate")
+        data = cast(TiffImagePlugin.TiffImageFile, image).tag_v2._tagdata  # IPTC is often declared as numbers
+        options["blocks"] = {tag: data[tag] for tag in TIFF_BLOCKS if data.get(tag)}
     return options
+
+
+_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+
+
+def _png_texts(path: Path) -> list[tuple[bytes, bytes]]:
+    """Return the chunks of text of a PNG, but for those that hold EXIF or XMP."""
+    texts = []
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            if kind in (b"tEXt", b"zTXt", b"iTXt"):
+                data = file.read(length)
+                if not data.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type ")):
+                    texts.append((kind, data))
+                length = 0
+            file.seek(length + 4, os.SEEK_CUR)
+    return texts
 
 
 def _jpeg_segment(name: str, data: bytes) -> bytes:
@@ -537,27 +568,90 @@ def keep_bytes(tags: MutableMapping[int, Any]) -> None:
             tags[tag] = Text(value)
 
 
-def _metadata(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, bytes]:
-    """Return EXIF and XMP of an image that is upright now and of `size`, without orientation and thumbnail."""
+def _metadata(image: Image.Image, size: tuple[int, int], block: bytes | None = None) -> tuple[bytes, bytes]:
+    """Return EXIF and XMP of an image that is upright now and of `size`, without orientation and thumbnail.
+
+    `block` is the EXIF as it stands in the file: makers' notes count from its start, so it is kept as it is laid out.
+    """
     exif_bytes = xmp_bytes = b""
+    if block:
+        with suppress(struct.error, KeyError, IndexError):  # damaged: as far as Pillow can read it
+            exif_bytes = b"Exif\0\0" + _upright(bytes(block).removeprefix(b"Exif\0\0"), size)
     with suppress(Exception):  # as above
-        exif = image.getexif()
-        details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
-        for tag, length in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
-            if tag in details:
-                details[tag] = length
-        for tags in (exif, details, exif.get_ifd(ExifTags.IFD.GPSInfo) if ExifTags.IFD.GPSInfo in exif else {}):
-            keep_bytes(tags)
-        exif.pop(ExifTags.Base.Orientation, None)
-        if image.format == "TIFF":  # its tags of layout mean nothing, or harm, in another file
-            kept = (*TIFF_TEXTS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-            for number in [number for number in exif if number not in kept]:
-                del exif[number]
-        exif.bigtiff = False  # whatever it was read from
-        exif_bytes = exif.tobytes() if exif else b""  # writes no thumbnail
+        exif_bytes = exif_bytes or _written_anew(image, size)
     with suppress(Exception):
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
         xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
-        xmp = re.sub(rb"""\s*tiff:Orientation=["']\d["']""", b"", xmp)
-        xmp_bytes = re.sub(rb"<tiff:Orientation>\d</tiff:Orientation>", b"", xmp).rstrip(b"\0")
+        for pattern in _NOT_IN_XMP:
+            xmp = re.sub(pattern, b"", xmp, flags=re.DOTALL)
+        xmp_bytes = xmp.rstrip(b"\0")
     return exif_bytes, xmp_bytes
+
+
+_NOT_IN_XMP = (
+    rb"""\s*tiff:Orientation=["']\d["']""",
+    rb"<tiff:Orientation>\d</tiff:Orientation>",
+    # what says that a gain map or a film follows, which do not
+    rb"<(G?Container):Directory>.*?</\1:Directory>",
+    rb"""\s(?:hdrgm:Version|GCamera:MicroVideo\w*|GCamera:MotionPhoto\w*)=(["']).*?\1""",
+)
+
+
+def _written_anew(image: Image.Image, size: tuple[int, int]) -> bytes:
+    """Return the EXIF of `_metadata` as Pillow lays it out."""
+    exif = image.getexif()
+    details = exif.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in exif else {}
+    for tag, length in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
+        if tag in details:
+            details[tag] = length
+    for tags in (exif, details, exif.get_ifd(ExifTags.IFD.GPSInfo) if ExifTags.IFD.GPSInfo in exif else {}):
+        keep_bytes(tags)
+    exif.pop(ExifTags.Base.Orientation, None)
+    if image.format == "TIFF":  # its tags of layout mean nothing, or harm, in another file
+        kept = (*TIFF_TEXTS, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+        for number in [number for number in exif if number not in kept]:
+            del exif[number]
+    exif.bigtiff = False  # whatever it was read from
+    return exif.tobytes() if exif else b""  # writes no thumbnail
+
+
+def _upright(exif: bytes, size: tuple[int, int]) -> bytes:
+    """Return a block of EXIF without orientation and thumbnail, and of `size`; all else stays where it stands.
+
+    Raises:
+        struct.error, KeyError: it is damaged.
+    """
+    block = bytearray(exif)
+    order = {b"II*\0": "<", b"MM\0*": ">"}[exif[:4]]
+    (first,) = struct.unpack_from(f"{order}I", block, 4)
+
+    def entries(folder: int) -> tuple[dict[int, int], int]:
+        """Return the places of a folder's entries by their tags, and that of its end."""
+        (count,) = struct.unpack_from(f"{order}H", block, folder)
+        places = range(folder + 2, folder + 2 + 12 * count, 12)
+        return {struct.unpack_from(f"{order}H", block, place)[0]: place for place in places}, folder + 2 + 12 * count
+
+    def number(place: int) -> int:
+        """Return the number in an entry."""
+        kind = "H" if struct.unpack_from(f"{order}H", block, place + 2) == (3,) else "I"
+        return int(struct.unpack_from(order + kind, block, place + 8)[0])
+
+    tags, end = entries(first)
+    (second,) = struct.unpack_from(f"{order}I", block, end)
+    if second:  # the thumbnail's folder
+        thumbnail, _ = entries(second)
+        struct.pack_into(f"{order}I", block, end, 0)
+        if {0x0201, 0x0202} <= thumbnail.keys():
+            start, length = number(thumbnail[0x0201]), number(thumbnail[0x0202])
+            if first < start <= start + length <= len(block):
+                block[start : start + length] = bytes(length)
+                block = block[:start] if start + length == len(block) else block
+    details = entries(number(tags[ExifTags.IFD.Exif]))[0] if ExifTags.IFD.Exif in tags else {}
+    for names in ((ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength), (0xA002, 0xA003)):
+        for name, length in zip(names, size, strict=True):
+            if (place := {**tags, **details}.get(name)) is not None:
+                struct.pack_into(f"{order}HII", block, place + 2, 4, 1, length)
+    if (place := tags.get(ExifTags.Base.Orientation)) is not None:  # the entries behind it move up
+        block[place : end + 4] = block[place + 12 : end + 4] + bytes(12)
+        struct.pack_into(f"{order}H", block, first, len(range(first + 2, end, 12)) - 1)
+    return bytes(block)

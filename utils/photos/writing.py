@@ -43,7 +43,8 @@ def save_photo(
     )
     exif, xmp = (photo.exif, photo.xmp) if keep_metadata else (b"", b"")
     if not keep_metadata:
-        options.pop("extra", None)
+        for name in ("extra", "texts", "blocks"):
+            options.pop(name, None)
         if kind == "JPEG":
             options["comment"] = b""  # else Pillow keeps that of the image
     if max(photo.size) > (most := LARGEST_SIDES.get(kind, max(photo.size))):
@@ -81,6 +82,7 @@ def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> No
     if quality is not None:
         options.pop("qtables", None)
         options.pop("lossless", None)
+        options.pop("exact", None)
         options["quality"] = quality
     elif kind in ("JPEG", "WEBP", "AVIF", "HEIF") and "qtables" not in options:
         options["quality"] = 90 if kind in ("AVIF", "HEIF") else 95
@@ -88,6 +90,8 @@ def _write_image(path: Path, photo: Photo, kind: str, quality: int | None) -> No
         options.setdefault("subsampling", 0)
     if kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
+        for chunk in options.pop("texts", ()):
+            options["pnginfo"].add(*chunk)
         if gamma := options.pop("gamma", None):
             options["pnginfo"].add(b"gAMA", struct.pack(">I", round(gamma * 1e5)))
         if xmp:
@@ -176,6 +180,7 @@ def _write_deep_png(path: Path, photo: Photo) -> None:
         chunks += _png_chunk(b"eXIf", photo.exif.removeprefix(b"Exif\0\0"))
     if photo.xmp:
         chunks += _png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + photo.xmp)
+    chunks += b"".join(_png_chunk(*chunk) for chunk in options.get("texts", ()))
     header = 8 + 12 + 13  # signature and IHDR, which must come first
     with open(path, "wb") as file:
         file.write(data[:header] + chunks)
@@ -204,8 +209,8 @@ def _write_tiff(path: Path, photo: Photo) -> None:
         for tag in TIFF_TEXTS
         if isinstance(metadata.get(tag), str) and metadata[tag]
     ]
-    if xmp:
-        tags.append((700, "B", len(xmp), xmp, True))
+    blocks = {**({700: xmp} if xmp else {}), **options.get("blocks", {})}
+    tags += [(tag, "B", len(data), data, True) for tag, data in blocks.items()]
     compression = options.get("compression")
     tifffile.imwrite(
         path,
