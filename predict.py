@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # of the report; a photo's own errors are named with it
-        print(f"ERROR {printable(error.filename)}: {error.strerror}", file=sys.stderr)
+        print(f"ERROR {printable(error.filename or 'standard output')}: {error.strerror}", file=sys.stderr)
         return 1
 
 
@@ -193,14 +193,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "input",
         nargs="*",
-        type=Path,
+        type=path_of,
         default=[EXAMPLES],
         help="photos, folders of photos, and patterns such as '*.jpg'",
     )
-    add("-o", "--output", type=Path, help="folder for the corrected photos")
+    add("-o", "--output", type=path_of, help="folder for the corrected photos")
     add("-r", "--recursive", action="store_true", help="sub-folders too; the output folder mirrors them")
     weights = RELEASED / "msec.safetensors"
-    add("-w", "--weights", type=Path, default=weights, help="weights file, or the name of released weights (msec)")
+    add("-w", "--weights", type=path_of, default=weights, help="weights file, or the name of released weights (msec)")
     add("--strength", type=float, default=1.0, help="from 0, the photo as it is, to 1, the full correction (default)")
     add("--exposure", type=float, default=0.0, help="stops brighter than the correction, or darker: from -3 to 3 (0)")
     add("--careful", action="store_true", help="half the correction for photos whose lights are exposed, not clipped")
@@ -238,6 +238,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if set("/\\\0\n") & set(arguments.suffix):
         parser.error("--suffix: a text without slashes")
     return arguments
+
+
+def path_of(text: str) -> Path:
+    """Return a path; "" is none, as from a variable of the shell that is not set, and not the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; the current folder is .")
+    return Path(text)
 
 
 def plan(arguments: argparse.Namespace, refusals: list[tuple[Path, str]]) -> tuple[list[Job], int]:
@@ -507,11 +514,12 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
 
 def preview(photo: "Photo") -> "Image.Image":
     """Return a small copy for the report, in sRGB."""
-    from utils.photos.predictor import reduced, seen
+    from utils.photos.predictor import encoded, reduced, seen
     from utils.photos.reading import to_srgb
     from utils.photos.report import PREVIEW_SIZE
 
-    return to_srgb(reduced(seen(photo.pixels, photo.alpha), PREVIEW_SIZE), photo.profile)
+    pixels, profile = encoded(photo.pixels, photo.profile)
+    return to_srgb(reduced(seen(pixels, photo.alpha), PREVIEW_SIZE), profile)
 
 
 def preview_curves(photo: "Photo", before: "Image.Image", predictor: "Predictor") -> "Tensor":

@@ -671,6 +671,19 @@ def test_strength_zero_gives_the_file_back_and_half_is_half_way(tmp_path, run, w
     assert whole.mean() > 40 and abs(half.mean() / whole.mean() - 0.5) < 0.08
 
 
+@pytest.mark.parametrize("words", [["", "-o", "out"], ["a.jpg", "-o", ""], ["a.jpg", "-o", "out", "-w", ""]])
+def test_an_empty_name_is_not_the_current_folder(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.parse_arguments(words)
+    assert "an empty name" in capsys.readouterr().err
+
+
+def test_an_ending_may_be_as_long_as_a_name(tmp_path, run):
+    name = "a." + "x" * 230
+    picture(60, 40).save(tmp_path / name, "JPEG")
+    assert run(tmp_path / name) == 0 and len(list((tmp_path / "out").iterdir())) == 1
+
+
 def test_released_weights_go_by_their_name_and_a_file_of_that_name_before_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["x.jpg", "-o", "out", "-w"]

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 from models import build_generator
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
+from utils.photos.colour_codes import PRIMARIES, _profile
 from utils.photos.predictor import Predictor, reduced
 from utils.weights import WeightsError, save_weights
 
@@ -93,6 +94,7 @@ def test_images_keep_size_profile_and_transparency(mode):
     [
         (np.zeros((9, 9, 3), np.float32), "uint8 or uint16"),
         (np.zeros((9, 9, 2), np.uint8), "2 channels"),
+        ([[0]], "an array is expected"),
         (np.zeros((2, 9, 9, 3), np.uint8), "shape"),
         (np.zeros((0, 9, 3), np.uint8), "shape"),
     ],
@@ -165,6 +167,18 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
     expected = 255 * more(4)(np.array([200, 60, 50]) / 255)
     assert np.abs(result - expected).max() <= 3
     assert np.array_equal(np.array(predictor().predict(image)), np.array(image))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_linear_light_is_corrected_as_what_it_looks_like(mode):
+    light = np.random.default_rng(0).uniform(0, 0.02, (60, 90, 3 if mode == "RGB" else 1))
+    codes = from_linear(torch.tensor(light)).numpy()
+    plain, linear = ((65535 * values).round().astype(np.uint16) for values in (codes, light))
+    profile = _profile(*PRIMARIES[1], mode == "L", gamma=1.0)
+    for photo, its in ((plain, None), (linear, profile)):
+        predictor(more(1.7)).correct_in_place(photo, its, exposure=0.5)
+    shown = from_linear(torch.tensor(linear / 65535)).numpy()
+    assert np.abs(255 * shown - plain / 257).max() < 1.5 and (shown > codes).mean() > 0.95
 
 
 def test_sliders_of_tensors_are_checked():

@@ -30,7 +30,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: the folder is missing, read-only or full; `path` is then as it was and no temporary file is left.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=path.suffix[:16])
     except OSError as error:
         error.filename = str(path)
         raise

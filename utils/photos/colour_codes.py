@@ -28,6 +28,8 @@ PRIMARIES: dict[int, tuple[tuple[float, ...], tuple[float, float]]] = {
 BT709 = (1, 6, 14, 15)
 POWERS = {4: 2.2, 5: 2.8, 8: 1.0}
 """Exponents by H.273's number of the transfer characteristics."""
+SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+"""g, a, b, c and d of the light (a x + b) ** g, or c x below d."""
 UNSPECIFIED, SRGB_TRANSFER = 2, 13
 HDR = {16: "PQ", 18: "HLG"}
 
@@ -56,6 +58,31 @@ def profile_of(image: Image.Image, path: Path) -> bytes | None:
     if image.format == "AVIF" and embedded is None and (codes := _nclx(path)) is not None:
         return _of_codes(codes[0], codes[1], is_grey, "nclx")
     return embedded
+
+
+def with_srgb_curves(profile: bytes) -> bytes | None:
+    """Return a profile of linear light with sRGB's curves instead; None for any other profile.
+
+    Linear are curves of no points, or a power of 1 (ICC.1, 10.6 and 10.18).
+
+    Raises:
+        struct.error: the profile is broken.
+    """
+    (count,) = struct.unpack_from(">I", profile, 128)
+    entries = [struct.unpack_from(">4sII", profile, 132 + 12 * index) for index in range(count)]
+    curves = [place for name, place, _ in entries if name in (b"rTRC", b"gTRC", b"bTRC", b"kTRC")]
+    linear = (b"curv" + bytes(8), b"curv" + bytes(7) + b"\1\1\0", b"para" + bytes(8) + b"\0\1\0\0")
+    if not curves or any(name == b"A2B0" for name, *_ in entries):
+        return None
+    if not all(profile[place:].startswith(linear) for place in curves):
+        return None
+    result = bytearray(profile + bytes(-len(profile) % 4))
+    for index, (name, place, _) in enumerate(entries):
+        if place in curves:
+            struct.pack_into(">4sII", result, 132 + 12 * index, name, len(result), 32)
+    result += b"para" + bytes(4) + struct.pack(">Hxx5i", 3, *(round(65536 * number) for number in SRGB_CURVE))
+    struct.pack_into(">I", result, 0, len(result))
+    return bytes(result)
 
 
 def _cicp(path: Path) -> tuple[int, ...] | None:

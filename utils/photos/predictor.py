@@ -3,8 +3,10 @@
 This is the door for those who want no command line.
 """
 
+import struct
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +20,10 @@ from torch import Tensor, nn
 from models import Corrector, build_generator, curves, grain
 from models.corrector import hold_back
 
+from ..colour import from_linear, to_linear
 from ..device import Arithmetic
 from ..weights import WeightsError, load_weights
+from .colour_codes import with_srgb_curves
 from .full_size import apply_curves
 from .reading import Alpha, Pixels, from_srgb, leads_back, to_8_bits, to_srgb, without_alpha
 
@@ -119,6 +123,8 @@ class Predictor:
             if 0 in photo.size:
                 raise ValueError(f"an image of {photo.width} x {photo.height} pixels")
             return self._predict_image(photo, strength, exposure)
+        if not isinstance(photo, np.ndarray):
+            raise ValueError(f"a {type(photo).__name__}: a PIL image or an array is expected")
         if photo.dtype not in (np.uint8, np.uint16) or photo.ndim not in (2, 3) or photo.size == 0:
             raise ValueError(f"an array of {photo.dtype}, shape {photo.shape}: uint8 or uint16, (H, W) or (H, W, C)")
         result = np.array(photo if photo.ndim == 3 else photo[..., None])
@@ -169,7 +175,7 @@ class Predictor:
             ValueError: another shape, a strength or exposure out of range, or weights whose output is not finite.
         """
         _check(strength, exposure)
-        if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+        if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape[2:] or not batch.is_floating_point():
             raise ValueError(f"a batch of {batch.dtype}, shape {tuple(batch.shape)}: floats (B, 3, H, W) are expected")
         small = self.corrector.small_copy(batch.float())
         maps = self.corrector.spared(small, curves.fit(small, self._network_output(small)))
@@ -201,6 +207,11 @@ class Predictor:
         `alpha` is its transparency, as `seen` takes it.
         """
         if strength == exposure == 0:
+            return
+        coded, its_profile = encoded(pixels, profile)
+        if coded is not pixels:
+            self.correct_in_place(coded, its_profile, strength, exposure, alpha)
+            np.asarray(pixels)[...] = _TO_LIGHT[np.asarray(coded)]  # an array's own memory
             return
         maps = curves.adjust(self.fit(seen(pixels, alpha), profile)[None], strength, exposure)[0]
         apply_curves(pixels, maps, less_grain=True)
@@ -271,6 +282,24 @@ def _check(strength: float, exposure: float) -> None:
         raise ValueError(f"strength {strength}: from 0 to 1")
     if not abs(exposure) <= LARGEST_EXPOSURE:
         raise ValueError(f"exposure {exposure}: from {-LARGEST_EXPOSURE:g} to {LARGEST_EXPOSURE:g}")
+
+
+_LIGHT = torch.linspace(0, 1, 65536, dtype=torch.float64)
+_TO_CODES, _TO_LIGHT = (
+    (65535 * change(_LIGHT)).round().numpy().astype(np.uint16) for change in (from_linear, to_linear)
+)
+
+
+def encoded(pixels: Pixels, profile: bytes | None) -> tuple[Pixels, bytes | None]:
+    """Return a photo of 16 bits in linear light with sRGB's curve, as curves expect it, and its profile likewise.
+
+    Linear light has no room for shadows. All other photos are returned as they are.
+    """
+    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16 and profile:
+        with suppress(struct.error):  # broken
+            if (with_curves := with_srgb_curves(profile)) is not None:
+                return _TO_CODES[pixels], with_curves
+    return pixels, profile
 
 
 def seen(pixels: Pixels, alpha: Alpha | None) -> Pixels:
