@@ -247,6 +247,18 @@ def test_predictions_of_others_are_found_by_name(pairs, tmp_path, capsys):
     assert run("folder", pairs, "--predictions", tmp_path / "absent") == 2
 
 
+def test_predictions_may_be_named_by_the_targets(tmp_path, capsys):
+    for index in range(3):
+        save(tmp_path / "v2" / "Test" / "Low" / f"low{index}.png", seed=index, level=0.5)
+        save(tmp_path / "v2" / "Test" / "Normal" / f"normal{index}.png", seed=index)
+        save(tmp_path / "theirs" / f"normal{index}.png", seed=index)
+    assert run("lol_v2_real", tmp_path / "v2", "--predictions", tmp_path / "theirs") == 0
+    assert "| theirs | all | all | 3 | 100.00 (" in capsys.readouterr().out
+    (tmp_path / "theirs" / "normal1.png").unlink()
+    assert run("lol_v2_real", tmp_path / "v2", "--predictions", tmp_path / "theirs") == 1
+    assert "for 1 of 3 inputs" in capsys.readouterr().err
+
+
 def test_predictions_where_names_repeat_need_the_folder(tmp_path, capsys):
     for scene in ("1", "2"):
         for frame in ("1", "2", "3"):

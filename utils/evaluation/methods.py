@@ -84,6 +84,8 @@ def _without_pair(method: Method) -> Callable[[PhotoPair, Pixels], Pixels]:
 def predictions(folder: Path, pairs: Sequence[PhotoPair], root: Path, longest: int | None) -> Contestant:
     """Return the method that looks its results up in a folder, by as much of the input's path as tells inputs apart.
 
+    Where each input has one target of its own, the results may as well be named by the targets.
+
     Args:
         folder: another tool's pictures.
         pairs: what will be asked for.
@@ -102,16 +104,23 @@ def predictions(folder: Path, pairs: Sequence[PhotoPair], root: Path, longest: i
             parts = path.relative_to(folder).with_suffix("").parts
             for length in range(1, len(parts) + 1):
                 found.setdefault("/".join(parts[-length:]), []).append(path)
+
+    def named(names: dict[Path, Path]) -> dict[Path, Path]:
+        """Return the picture of each input that has one, by the path that names it."""
+        tails = {path: name.relative_to(root).with_suffix("").parts for path, name in names.items()}
+        uses = Counter("/".join(parts[-length:]) for parts in tails.values() for length in range(1, len(parts) + 1))
+        keys = {
+            path: ["/".join(parts[-length:]) for length in range(len(parts), 0, -1)] for path, parts in tails.items()
+        }
+        hits = {
+            path: [key for key in own if uses[key] == 1 and len(found.get(key, ())) == 1] for path, own in keys.items()
+        }
+        return {path: found[own[0]][0] for path, own in hits.items() if own}
+
     inputs = sorted({pair.input for pair in pairs})
-    tails = {path: path.relative_to(root).with_suffix("").parts for path in inputs}
-    uses = Counter("/".join(parts[-length:]) for parts in tails.values() for length in range(1, len(parts) + 1))
-    chosen: dict[Path, Path] = {}
-    for path, parts in tails.items():
-        for length in range(len(parts), 0, -1):
-            key = "/".join(parts[-length:])
-            if uses[key] == 1 and len(found.get(key, ())) == 1:
-                chosen[path] = found[key][0]
-                break
+    chosen = named({path: path for path in inputs})
+    if len(chosen) < len(inputs) == len(pairs) == len({pair.target for pair in pairs}):  # one target each
+        chosen = max(chosen, named({pair.input: pair.target for pair in pairs}), key=len)
     missing = [path for path in inputs if path not in chosen]
     if missing:
         raise EvaluationError(
