@@ -484,7 +484,8 @@ def correct_one(job: Job, predictor: "Predictor", arguments: argparse.Namespace,
                     photo = load_photo(source)
                     pictures = preview(photo), preview(load_photo(destination))
                     maps = preview_curves(photo, pictures[0], predictor)
-                    shown = maps if is_made_by(maps, *pictures, arguments) else None  # by settings that are not known
+                    is_known = photo.alpha is not None or is_made_by(maps, *pictures, arguments)
+                    shown = maps if is_known else None  # where the settings are those of now
                     return Result(job, "skipped", "", *photo.size, 0.0, pictures, shown)
             return Result(job, "skipped")
         with memory.reserve(*memory_of(source)):

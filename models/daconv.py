@@ -211,7 +211,10 @@ class DAConv(nn.Module):
         state.append(torch.is_inference_mode_enabled())
         kept = self._kept
         if kept is None or kept.state != state or not all(map(operator.is_, kept.parameters, parameters)):
-            kept = self._kept = _Kept(parameters, state, self.merge())
+            merged = self.merge()
+            if type(merged[0]) is not Tensor:  # a stand-in, of a tracer
+                return merged
+            kept = self._kept = _Kept(parameters, state, merged)
         return kept.merged
 
     def _apply(self, *args: Any, **kwargs: Any) -> "DAConv":

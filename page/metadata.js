@@ -31,10 +31,10 @@ export const formatOf = bytes => {
 const SEVERAL = "holds several pictures: save the one to correct on its own";
 const hdrProblem = transfer => ({16: "HDR colours (PQ): save it as sRGB or Display P3", 18: "HDR colours (HLG): save it as sRGB or Display P3"}[transfer] ?? "");
 
-// Everything to keep: {format, exif, exifPlace, xmp, icc, density, extra, chunks, isGrey, isDeep, isWide}, and the problem of a file
+// Everything to keep: {format, exif, exifPlace, xmp, icc, density, dotsOfPng, extra, chunks, isGrey, isDeep, isWide}, and the problem of a file
 // that cannot be corrected. Damaged parts are left out.
 export const readMetadata = async bytes => {
-  const found = {format: formatOf(bytes), problem: "", exif: null, exifPlace: 0, xmp: null, icc: null, density: null, extra: [], chunks: [],
+  const found = {format: formatOf(bytes), problem: "", exif: null, exifPlace: 0, dotsOfPng: null, xmp: null, icc: null, density: null, extra: [], chunks: [],
     isGrey: false, isDeep: false, isWide: false};
   try {
     await ({JPEG: readJpeg, PNG: readPng, WebP: readWebp, GIF: readGif, AVIF: readBoxes, HEIC: readBoxes}[found.format] ?? (() => {}))(bytes, found);
@@ -85,7 +85,10 @@ function* pngChunks(bytes) {
 }
 
 const readPng = async (bytes, found) => {
+  let place = 8;
   for (const [name, content, whole] of pngChunks(bytes)) {
+    if (name === "eXIf") found.exifPlace = place + 4;
+    place += whole.length;
     if (name === "IHDR") {
       found.isDeep = content[8] > 8;
       found.isGrey = [0, 4].includes(content[9]);
@@ -100,7 +103,7 @@ const readPng = async (bytes, found) => {
       dots[0] = content[8];  // an inch for JPEG, a metre here
       for (const place of [0, 4]) view(dots).setUint16(1 + place / 2, Math.round(view(content).getUint32(place) * (dots[0] ? 0.0254 : 1)));
       found.density = dots;
-      found.chunks.push(whole.slice());
+      found.dotsOfPng = content.slice(0, 9);
     }
     else if (name === "iTXt" && text(content, 0, PNG_XMP.length) === PNG_XMP) {
       let start = PNG_XMP.length + 3;  // its end, and whether and how it is compressed
@@ -112,6 +115,7 @@ const readPng = async (bytes, found) => {
 };
 
 const readWebp = (bytes, found) => {
+  let frames = 0;
   for (let place = 12; place + 8 <= bytes.length;) {
     const name = text(bytes, place, 4), length = view(bytes).getUint32(place + 4, true);
     const content = bytes.slice(place + 8, place + 8 + length);
@@ -119,7 +123,7 @@ const readWebp = (bytes, found) => {
       found.exif = text(content, 0, 6) === EXIF ? content.slice(6) : content;
       found.exifPlace = place;
     }
-    if (name === "ANIM") found.problem ||= SEVERAL;
+    if (name === "ANMF" && ++frames === 2) found.problem ||= SEVERAL;
     if (name === "XMP ") found.xmp = content;
     if (name === "ICCP") found.icc = content;
     place += 8 + length + length % 2;
@@ -127,7 +131,18 @@ const readWebp = (bytes, found) => {
 };
 
 const readGif = (bytes, found) => {
-  if (text(bytes, 0, Math.min(bytes.length, 4096)).includes("NETSCAPE2.0")) found.problem ||= SEVERAL;
+  const table = (flags, place) => flags & 128 ? place + (6 << (flags & 7)) : place;  // after a table of colours
+  const blocks = place => {
+    while (bytes[place]) place += 1 + bytes[place];
+    return place + 1;
+  };
+  for (let place = table(bytes[10], 13), count = 0; place < bytes.length;) {
+    if (bytes[place] === 0x2c) {
+      if (++count === 2) { found.problem ||= SEVERAL; return; }
+      place = blocks(table(bytes[place + 9], place + 10) + 1);
+    } else if (bytes[place] === 0x21) place = blocks(place + 2);
+    else return;
+  }
 };
 
 // AVIF and HEIC: the colours of the first picture, and EXIF and XMP by the table of items (ISO/IEC 23008-12).
@@ -208,6 +223,14 @@ export const orientationOf = exif => {
   return 1;
 };
 
+// Hide a photo's EXIF in its file, of WebP or PNG, in place: browsers do not agree on whether they turn these.
+export const hideExif = (bytes, {format, exifPlace: place}) => {
+  bytes.set(bytesOf(format === "PNG" ? "exIf" : "XXXX"), place);  // names that nobody knows
+  if (format !== "PNG") return;
+  const end = place + 4 + view(bytes).getUint32(place - 4);
+  view(bytes).setUint32(end, crc32(bytes.subarray(place, end)));
+};
+
 // EXIF of a photo that is upright now and of a size: without orientation, and without a thumbnail that is no longer true.
 export const uprightExif = (exif, width, height) => {
   const bytes = exif.slice(), data = view(bytes), little = text(bytes, 0, 2) === "II";
@@ -249,8 +272,9 @@ export const uprightExif = (exif, width, height) => {
 // XMP of it, likewise, and without the parts of the file that are not kept: gain maps and films.
 const uprightXmp = xmp => bytesOf(Array.from(xmp, byte => String.fromCharCode(byte)).join("")
   .replace(/(tiff:Orientation=["'])\d/g, "$11").replace(/(<tiff:Orientation>)\d/g, "$11")
-  .replace(/<(G?Container):Directory>.*?<\/\1:Directory>/gs, "")
-  .replace(/\s(?:hdrgm:Version|GCamera:MicroVideo\w*|GCamera:MotionPhoto\w*)=(["']).*?\1/g, ""));
+  .replace(/<(G?Container):Directory>(?:(?!<\1:Directory>).)*?<\/\1:Directory>/gs, "")
+  .replace(/<(hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)>[^<]*<\/\1>/g, "")
+  .replace(/\s(?:hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)=(["'])[^<]*?\1/g, ""));
 
 // "srgb" or "display-p3" where a profile says no more than that; "" for other colours; null if it is not one of RGB.
 export const spaceOf = icc => {
@@ -347,7 +371,8 @@ const pngWith = async (encoded, found, exif, xmp, icc) => {
     if (icc?.length) parts.push(chunk("iCCP", joined([bytesOf("ICC profile\0\0"), await through(icc, new CompressionStream("deflate"))])));
     if (exif) parts.push(chunk("eXIf", exif));
     if (xmp) parts.push(chunk("iTXt", joined([bytesOf(PNG_XMP + "\0\0\0\0\0"), xmp])));
-    if (found.density && found.density[0] && found.format === "JPEG") {
+    if (found.dotsOfPng) parts.push(chunk("pHYs", found.dotsOfPng));
+    else if (found.density && found.density[0]) {
       const perMetre = found.density[0] === 1 ? 1 / 0.0254 : 100, given = view(found.density), size = new Uint8Array(9);
       view(size).setUint32(0, Math.round(given.getUint16(1) * perMetre));
       view(size).setUint32(4, Math.round(given.getUint16(3) * perMetre));
@@ -366,6 +391,8 @@ export const withMetadata = async (encoded, format, found, width, height, icc) =
   if (found.density && orientationOf(found.exif) > 4) {  // turned, unlike its resolution
     const [unit, ...dots] = found.density;
     found = {...found, density: new Uint8Array([unit, ...dots.slice(2), ...dots.slice(0, 2)])};
+    const of = found.dotsOfPng;
+    if (of) found.dotsOfPng = new Uint8Array([...of.slice(4, 8), ...of.slice(0, 4), of[8]]);
   }
   return joined(await (format === "JPEG" ? jpegWith : pngWith)(encoded, found, exif, xmp, icc));
 };

@@ -1,7 +1,7 @@
 // Decodes photos, runs the network on their small copies, applies the curves and encodes, away from the page itself.
 
 import {applyCurves, fillUnseen, reducedTo, smallCopy} from "./curves.js";
-import {crc32, formatOf, orientationOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
+import {crc32, formatOf, hideExif, orientationOf, readMetadata, spaceOf, withMetadata} from "./metadata.js";
 
 const LARGEST = 178956970;  // pixels, as predict.py
 const THUMBNAIL = 200;
@@ -67,9 +67,8 @@ const decode = async file => {
   if (bytes.length === 0) throw new Error("the file is empty");
   const found = await readMetadata(bytes), colours = coloursOf(found);
   if (found.problem) throw new Error(found.problem);
-  // Browsers do not agree on the orientation of WebP: they are not shown it.
-  const turn = found.format === "WebP" ? orientationOf(found.exif) : 1;
-  if (turn > 1) bytes.set([88, 88, 88, 88], found.exifPlace);
+  const turn = found.exifPlace ? orientationOf(found.exif) : 1;
+  if (turn > 1) hideExif(bytes, found);
   let bitmap;
   try {
     bitmap = await createImageBitmap(turn > 1 ? new Blob([bytes]) : file, {imageOrientation: "from-image", premultiplyAlpha: "none"});

@@ -130,6 +130,14 @@ def test_fx_traces_it_as_one_step():
     assert all(map(torch.equal, first, second))
 
 
+def test_tracing_leaves_no_stand_in_behind():
+    layer, x = DAConv(3, 4, 3, padding=1).eval(), torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = layer.merge()[0]
+        torch.fx.symbolic_trace(layer)
+        assert torch.equal(layer(x), torch.conv2d(x, expected, layer.merge()[1], padding=1))
+
+
 def test_an_ensemble_runs_at_once_without_gradients():
     networks, x = [DAConv(3, 4, 3, padding=1).eval() for _ in range(3)], torch.rand(1, 3, 8, 8)
     parameters, buffers = torch.func.stack_module_state(networks)

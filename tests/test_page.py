@@ -169,6 +169,14 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     clear_.paste(picture(60, 90).convert("RGBA"), (0, 0))  # a canvas knows no colour of what is not seen
     clear_.save(tmp_path / "clear.png")
     wide.save(tmp_path / "turned.webp", lossless=True, exif=exif_with(6))
+    wide.save(tmp_path / "late.png", exif=exif_with(6), dpi=(300, 150))
+    data = (tmp_path / "late.png").read_bytes()
+    place, end = data.index(b"eXIf") - 4, data.index(b"IEND") - 4
+    length = 12 + int.from_bytes(data[place : place + 4], "big")
+    (tmp_path / "late.png").write_bytes(
+        data[:place] + data[place + length : end] + data[place : place + length] + data[end:]
+    )
+    wide.convert("P").save(tmp_path / "moves.gif", save_all=True, append_images=[wide.rotate(90).convert("P")])
     wide.save(tmp_path / "moves.webp", save_all=True, append_images=[wide.rotate(90)])
     hdr = PngImagePlugin.PngInfo()
     hdr.add(b"cICP", bytes((9, 16, 0, 1)))
@@ -176,14 +184,15 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "grey.jpg").read_bytes()[:300])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "camera.tif").write_bytes(b"II*\0" + bytes(100))
-    names = ("large.jpg", "grey.jpg", "tiny.png", "wide.png", "clear.png", "turned.webp")
+    names = ("large.jpg", "grey.jpg", "tiny.png", "wide.png", "clear.png", "turned.webp", "late.png")
     good = [*EXAMPLES, *(tmp_path / name for name in names)]
-    bad = ("broken.jpg", "empty.jpg", "camera.tif", "moves.webp", "hdr.png")
+    bad = ("broken.jpg", "empty.jpg", "camera.tif", "moves.webp", "hdr.png", "moves.gif")
     add(page, *good, *(tmp_path / name for name in bad))
     failures = [element.text for element in page.find_elements("css selector", ".failed .title")]
     assert re.match(r"broken\.jpg: .*damaged", failures[0]) and failures[1] == "empty.jpg: the file is empty"
     assert failures[2].startswith("camera.tif: ") and "TIFF" in failures[2]
     assert "several pictures" in failures[3] and "HDR colours (PQ)" in failures[4]
+    assert "several pictures" in failures[5]
     choose(page, "strength", 80)
     choose(page, "exposure", 0.5)
     press(page, "all")
@@ -192,7 +201,7 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     archive = zipfile.ZipFile(io.BytesIO(downloaded(page, "corrected.zip")))
     assert archive.testzip() is None
     assert archive.namelist() == [path.with_suffix(".png").name for path in good]
-    assert "14 photos saved, 5 could not be" in page.find_element("id", "status").text
+    assert "15 photos saved, 6 could not be" in page.find_element("id", "status").text
     predictor = Predictor.from_weights(weights, "cpu")
     for path in good:
         with Image.open(path) as photo, Image.open(archive.open(path.with_suffix(".png").name)) as actual:
@@ -204,6 +213,8 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
             if path.name == "clear.png":
                 assert np.array_equal(actual.getchannel("A"), expected.getchannel("A"))
                 actual, expected = (Image.fromarray(np.asarray(image)[:, :60, :3]) for image in (actual, expected))
+            if path.name == "late.png":
+                assert [round(dots) for dots in actual.info["dpi"]] == [150, 300]
             actual_ = actual.convert("RGB")
             assert share_within(actual_, expected, 2) > 0.99, path.name
             before = upright.convert("RGB").crop((0, 0, *expected.size))

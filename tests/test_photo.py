@@ -209,6 +209,20 @@ def test_exif_stays_where_it_stands_as_makers_notes_count_from_its_start(tmp_pat
         assert (inner[40962], inner[40963], inner[37500]) == (30, 40, note)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_thumbnail_before_what_points_to_it_is_dropped(tmp_path, order):
+    thumbnail, first = b"\xff\xd8 a thumbnail  \xff\xd9", 8 + 18
+    second = first + 2 + 12 + 4
+    block = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", first) + thumbnail
+    block += struct.pack(f"{order}HHHIII", 1, 271, 2, 2, 0x41000041, second)
+    block += struct.pack(f"{order}HHHIIHHIII", 2, 513, 4, 1, 8, 514, 4, 1, len(thumbnail), 0)
+    picture(40, 30).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + block)
+    save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.jpg"))
+    assert thumbnail not in (tmp_path / "b.jpg").read_bytes()
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert dict(after.getexif()) == {ExifTags.Base.Make: "A"}
+
+
 def test_damaged_exif_never_costs_a_photo(tmp_path):
     block = exif().tobytes()
     rng = np.random.default_rng(0)
@@ -217,9 +231,10 @@ def test_damaged_exif_never_costs_a_photo(tmp_path):
         for place in rng.integers(6, len(block), rng.integers(1, 4)):
             damaged[place] = rng.integers(256)
         picture(8, 6).save(tmp_path / "a.jpg", exif=bytes(damaged[: rng.integers(8, len(block))]))
-        save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.jpg"))
-        with Image.open(tmp_path / "b.jpg") as after:
-            after.load()
+        for name, kind in (("b.jpg", "JPEG"), ("b.tif", "TIFF")):
+            save_photo(tmp_path / name, load_photo(tmp_path / "a.jpg"), format=kind)
+            with Image.open(tmp_path / name) as after:
+                after.load()
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -228,7 +243,8 @@ def test_texts_of_a_png_are_kept_or_stripped(tmp_path, depth):
     texts.add_text("Author", "Jürgen")
     texts.add_text("Copyright", "mine", zip=True)
     texts.add_itxt("Title", "日本")
-    texts.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    texts.add_text("Raw profile type iptc", "\niptc\n       2\n1c02\n", zip=True)
+    texts.add_text("Raw profile type xmp", f"\nxmp\n  {len(XMP)}\n{XMP.hex()[:60]}\n{XMP.hex()[60:]}\n", zip=True)
     picture(40, 30).save(tmp_path / "a.png", pnginfo=texts)
     photo = load_photo(tmp_path / "a.png")
     if depth == 16:
@@ -239,6 +255,8 @@ def test_texts_of_a_png_are_kept_or_stripped(tmp_path, depth):
     with Image.open(tmp_path / "b.png") as after:
         after.load()
         assert (after.text["Author"], after.text["Copyright"], after.text["Title"]) == ("Jürgen", "mine", "日本")
+        assert after.text["Raw profile type iptc"] and "Raw profile type xmp" not in after.text
+        assert 'dc:rights="mine"' in after.text["XML:com.adobe.xmp"]
         assert "Orientation" not in after.text["XML:com.adobe.xmp"]
     with Image.open(tmp_path / "c.png") as after:
         after.load()
@@ -249,6 +267,7 @@ def test_xmp_goes_on_in_further_segments_and_promises_no_gain_map(tmp_path):
     more = b"http://ns.adobe.com/xmp/extension/\0" + bytes(range(200))
     marker = b"\xff\xe1" + (len(more) + 2).to_bytes(2, "big") + more
     map_ = b'<Container:Directory><rdf:Seq><li Item:Semantic="GainMap"/></rdf:Seq></Container:Directory>'
+    map_ += b"<hdrgm:Version>1.0</hdrgm:Version><GCamera:MotionPhoto>1</GCamera:MotionPhoto>"
     xmp = b'<x:xmpmeta><a hdrgm:Version="1.0" GCamera:MotionPhoto="1" dc:rights="mine">%s</a></x:xmpmeta>'
     picture(40, 30).save(tmp_path / "a.jpg", xmp=xmp % map_, extra=marker)
     save_photo(tmp_path / "b.jpg", load_photo(tmp_path / "a.jpg"))

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from models import build_generator
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
-from utils.photos.colour_codes import PRIMARIES, _profile
+from utils.photos.colour_codes import PRIMARIES, _profile, with_srgb_curves
 from utils.photos.predictor import Predictor, reduced
 from utils.weights import WeightsError, save_weights
 
@@ -167,6 +167,27 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
     expected = 255 * more(4)(np.array([200, 60, 50]) / 255)
     assert np.abs(result - expected).max() <= 3
     assert np.array_equal(np.array(predictor().predict(image)), np.array(image))
+
+
+def test_linear_curves_are_told_in_all_their_forms():
+    profile = _profile(*PRIMARIES[9], False, gamma=1.0)
+    one = struct.pack(">i", 1 << 16)
+    straight = b"para" + bytes(5) + b"\3\0\0" + one + one + bytes(4) + one + bytes(4)
+    forms = {
+        b"curv" + bytes(8): True,
+        b"curv" + struct.pack(">IIH", 0, 1, 256): True,
+        b"curv" + struct.pack(">IIHH", 0, 2, 0, 65535): True,
+        b"para" + bytes(8) + one: True,
+        straight: True,
+        b"curv" + struct.pack(">IIH", 0, 1, 563): False,
+        b"curv" + struct.pack(">IIHH", 0, 2, 0, 60000): False,
+    }
+    for form, is_linear in forms.items():
+        changed = bytearray(profile + bytes(-len(profile) % 4))
+        for i in range(profile[131]):
+            if profile[132 + 12 * i : 136 + 12 * i] in (b"rTRC", b"gTRC", b"bTRC"):
+                struct.pack_into(">II", changed, 136 + 12 * i, len(changed), len(form))
+        assert (with_srgb_curves(bytes(changed + form)) is not None) == is_linear, form
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

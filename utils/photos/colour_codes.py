@@ -63,7 +63,7 @@ def profile_of(image: Image.Image, path: Path) -> bytes | None:
 def with_srgb_curves(profile: bytes) -> bytes | None:
     """Return a profile of linear light with sRGB's curves instead; None for any other profile.
 
-    Linear are curves of no points, or a power of 1 (ICC.1, 10.6 and 10.18).
+    Linear are curves of no points or of two, and a power of 1 (ICC.1, 10.6 and 10.18).
 
     Raises:
         struct.error: the profile is broken.
@@ -71,7 +71,14 @@ def with_srgb_curves(profile: bytes) -> bytes | None:
     (count,) = struct.unpack_from(">I", profile, 128)
     entries = [struct.unpack_from(">4sII", profile, 132 + 12 * index) for index in range(count)]
     curves = [place for name, place, _ in entries if name in (b"rTRC", b"gTRC", b"bTRC", b"kTRC")]
-    linear = (b"curv" + bytes(8), b"curv" + bytes(7) + b"\1\1\0", b"para" + bytes(8) + b"\0\1\0\0")
+    one = b"\0\1\0\0"
+    linear = (
+        b"curv" + bytes(8),
+        b"curv" + bytes(7) + b"\1\1\0",
+        b"curv" + bytes(7) + b"\2\0\0\xff\xff",
+        b"para" + bytes(8) + one,
+        b"para" + bytes(5) + b"\3\0\0" + one + one + bytes(4) + one + bytes(4),
+    )
     if not curves or any(name == b"A2B0" for name, *_ in entries):
         return None
     if not all(profile[place:].startswith(linear) for place in curves):

@@ -357,6 +357,7 @@ def memory_of(path: Path) -> tuple[int, int]:
     with open_photo(path) as image:
         pixels = image.width * image.height
         per_pixel = {"JPEG": 8, "MPO": 8, "BMP": 8, "AVIF": 34, "WEBP": 46, "HEIF": 34}.get(str(image.format), 12)
+        per_pixel += 8 if image.has_transparency_data else 0
         return pixels, pixels * (24 if _depth(image) != "8" else per_pixel)
 
 
@@ -514,6 +515,9 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
 _MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
 
+_EXIF_OR_XMP = (b"XML:com.adobe.xmp\0", *(b"Raw profile type %s\0" % name for name in (b"exif", b"APP1", b"xmp")))
+
+
 def _png_texts(path: Path) -> list[tuple[bytes, bytes]]:
     """Return the chunks of text of a PNG, but for those that hold EXIF or XMP."""
     texts = []
@@ -523,7 +527,7 @@ def _png_texts(path: Path) -> list[tuple[bytes, bytes]]:
             length, kind = struct.unpack(">I4s", header)
             if kind in (b"tEXt", b"zTXt", b"iTXt"):
                 data = file.read(length)
-                if not data.startswith((b"XML:com.adobe.xmp\0", b"Raw profile type ")):
+                if not data.startswith(_EXIF_OR_XMP):
                     texts.append((kind, data))
                 length = 0
             file.seek(length + 4, os.SEEK_CUR)
@@ -581,6 +585,10 @@ def _metadata(image: Image.Image, size: tuple[int, int], block: bytes | None = N
         exif_bytes = exif_bytes or _written_anew(image, size)
     with suppress(Exception):
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
+        if not xmp and (
+            lines := image.info.get("Raw profile type xmp", "").split("\n")[3:]
+        ):  # as ImageMagick writes it
+            xmp = bytes.fromhex("".join(lines))
         xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
         for pattern in _NOT_IN_XMP:
             xmp = re.sub(pattern, b"", xmp, flags=re.DOTALL)
@@ -589,11 +597,12 @@ def _metadata(image: Image.Image, size: tuple[int, int], block: bytes | None = N
 
 
 _NOT_IN_XMP = (
-    rb"""\s*tiff:Orientation=["']\d["']""",
+    rb"""\stiff:Orientation=["']\d["']""",
     rb"<tiff:Orientation>\d</tiff:Orientation>",
     # what says that a gain map or a film follows, which do not
-    rb"<(G?Container):Directory>.*?</\1:Directory>",
-    rb"""\s(?:hdrgm:Version|GCamera:MicroVideo\w*|GCamera:MotionPhoto\w*)=(["']).*?\1""",
+    rb"<(G?Container):Directory>(?:(?!<\1:Directory>).)*?</\1:Directory>",
+    rb"<(hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)>[^<]*</\1>",
+    rb"""\s(?:hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)=(["'])[^<]*?\1""",
 )
 
 
@@ -642,10 +651,11 @@ def _upright(exif: bytes, size: tuple[int, int]) -> bytes:
         thumbnail, _ = entries(second)
         struct.pack_into(f"{order}I", block, end, 0)
         if {0x0201, 0x0202} <= thumbnail.keys():
-            start, length = number(thumbnail[0x0201]), number(thumbnail[0x0202])
-            if first < start <= start + length <= len(block):
-                block[start : start + length] = bytes(length)
-                block = block[:start] if start + length == len(block) else block
+            start = number(thumbnail[0x0201])
+            after = min(start + number(thumbnail[0x0202]), len(block))
+            if 8 <= start <= after and (after <= first or end + 4 <= start):  # beside the main folder
+                block[start:after] = bytes(after - start)
+                block = block[:start] if after == len(block) else block
     details = entries(number(tags[ExifTags.IFD.Exif]))[0] if ExifTags.IFD.Exif in tags else {}
     for names in ((ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength), (0xA002, 0xA003)):
         for name, length in zip(names, size, strict=True):

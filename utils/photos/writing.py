@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -250,8 +251,9 @@ def _add_tiff_folders(path: Path, folders: dict[int, dict[int, Any]]) -> None:
             folder = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
             keep_bytes(values)
             folder.update(values)
-            file.write(folder.tobytes(place))
-            entries.append(struct.pack("<HHII", tag, 4, 1, place))  # 4: one 32-bit number
+            with suppress(Exception):  # damaged metadata must not cost the photo
+                file.write(folder.tobytes(place))
+                entries.append(struct.pack("<HHII", tag, 4, 1, place))  # 4: one 32-bit number
         place = _even_end(file)
         entries.sort(key=lambda entry: struct.unpack("<H", entry[:2]))
         file.write(struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))
