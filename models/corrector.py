@@ -20,6 +20,8 @@ SPARED = 0.5
 EXPOSED, CLIPPED = (0.35, 0.6), 0.94
 """From where to where the brightest parts of a photo count as exposed; from where a pixel of it counts as clipped."""
 
+COLOURLESS = 1.5 / 255
+"""Largest difference between the channels of a photo without colours."""
 LARGEST_FACTOR = 32
 """By which torch shrinks on a GPU: its kernel keeps a pixel's weights in shared memory, which a hundredfold exceeds."""
 
@@ -123,7 +125,7 @@ def hold_back(small: Tensor, output: Tensor) -> Tensor:
 
     How much a photo is changed is the mean change of the odds' logarithm, dx / (x (1 - x)), weighted by the square of
     x (1 - x): black and white, which stay, have no say. A photo becomes darker if the sum of its changes is negative:
-    wholly, if it is by half of the sum of their amounts.
+    wholly, if it is by half of the sum of their amounts. One without colours stays so.
     """
     change = output.clamp(0, 1) - small
     midtones = small * (1 - small)
@@ -131,7 +133,9 @@ def hold_back(small: Tensor, output: Tensor) -> Tensor:
     net, total, whole = ((midtones * values).mean((1, 2, 3), keepdim=True) + 1e-9 for values in sums)
     followed = ((total / whole / math.log(2) - LEFT_ALONE) / (FOLLOWED - LEFT_ALONE)).clamp(0, 1)
     darker = (-2 * net / total).clamp(0, 1)
-    return small + (1 - darker * (1 - followed)) * (change - HELD_BACK * change.clamp_max(0))
+    result = small + (1 - darker * (1 - followed)) * (change - HELD_BACK * change.clamp_max(0))
+    spread = (small.amax(1, keepdim=True) - small.amin(1, keepdim=True)).amax((2, 3), keepdim=True)
+    return torch.where(spread > COLOURLESS, result, result.mean(1, keepdim=True))
 
 
 def is_right(small: Tensor) -> Tensor:

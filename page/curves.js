@@ -127,6 +127,35 @@ const reduced = (pixels, width, height, step) => {
   return {data, width: across, height: down};
 };
 
+// How many rows at the top and at the bottom are of a frame, by the share of frame in each row: as _bars in predictor.py.
+const bars = (shares, mixed) => {
+  const start = shares.findIndex(share => share < 1), end = shares.findLastIndex(share => share < 1);
+  if (start <= 0 || end === shares.length - 1) return [0, 0];
+  const [first, last] = [start + mixed, end - mixed];
+  return last <= first || Math.max(shares[first], shares[last]) > 0.5 ? [0, 0] : [first, shares.length - 1 - last];
+};
+
+// Give a black or white frame of a small copy the mean colour of what is inside, in place: as without_frame in predictor.py.
+const fillFrame = ({data, width, height}, mixed) => {
+  let [top, left, bottom, right] = [0, 0, height, width];
+  const FRAME = 6, values = (y, x) => data.subarray(3 * (y * width + x), 3 * (y * width + x) + 3);
+  const isBlack = ([r, g, b]) => Math.max(r, g, b) <= FRAME, isWhite = ([r, g, b]) => Math.min(r, g, b) >= 255 - FRAME;
+  const count = length => Array.from({length}, (_, i) => i);
+  for (const is of [isBlack, isWhite, isBlack, isWhite]) {
+    const rows = count(bottom - top).map(y => count(right - left).filter(x => is(values(top + y, left + x))).length / (right - left));
+    const [above, below] = bars(rows, mixed ? 1 : 0);
+    [top, bottom] = [top + above, bottom - below];
+    const columns = count(right - left).map(x => count(bottom - top).filter(y => is(values(top + y, left + x))).length / (bottom - top));
+    const [before, after] = bars(columns, mixed ? 1 : 0);
+    [left, right] = [left + before, right - after];
+  }
+  if (bottom - top === height && right - left === width) return;
+  const sums = [0, 0, 0], area = (bottom - top) * (right - left), isInside = (y, x) => y >= top && y < bottom && x >= left && x < right;
+  for (let y = top; y < bottom; y++) for (let x = left; x < right; x++) values(y, x).forEach((value, c) => { sums[c] += value; });
+  const mean = sums.map(sum => Math.round(sum / area));
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) if (!isInside(y, x)) values(y, x).set(mean);
+};
+
 const lanczos = x => {
   if (x === 0) return 1;
   if (x <= -3 || x >= 3) return 0;
@@ -158,7 +187,8 @@ const withAspect = (number, error) => Math.max([Math.floor(number), Math.ceil(nu
 
 // A copy in RGB whose longest side is at most `size`, made as predict.py makes its own: means, then Lanczos.
 export const smallCopy = (pixels, width, height, size) => {
-  const copy = reduced(pixels, width, height, Math.max(Math.floor(Math.max(width, height) / (2 * size)), 1));
+  const step = Math.max(Math.floor(Math.max(width, height) / (2 * size)), 1), copy = reduced(pixels, width, height, step);
+  fillFrame(copy, step > 1);
   if (Math.max(copy.width, copy.height) <= size) return copy;
   const aspect = copy.width / copy.height;
   let across = size, down = size;

@@ -168,6 +168,8 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     clear_ = Image.new("RGBA", (120, 90), (255, 255, 255, 0))
     clear_.paste(picture(60, 90).convert("RGBA"), (0, 0))  # a canvas knows no colour of what is not seen
     clear_.save(tmp_path / "clear.png")
+    ImageOps.expand(wide, 40, "white").save(tmp_path / "framed.png")
+    ImageOps.expand(wide.convert("L").convert("RGB"), (0, 50)).save(tmp_path / "film.png")
     wide.save(tmp_path / "turned.webp", lossless=True, exif=exif_with(6))
     wide.save(tmp_path / "late.png", exif=exif_with(6), dpi=(300, 150))
     data = (tmp_path / "late.png").read_bytes()
@@ -184,7 +186,17 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "grey.jpg").read_bytes()[:300])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "camera.tif").write_bytes(b"II*\0" + bytes(100))
-    names = ("large.jpg", "grey.jpg", "tiny.png", "wide.png", "clear.png", "turned.webp", "late.png")
+    names = (
+        "large.jpg",
+        "grey.jpg",
+        "tiny.png",
+        "wide.png",
+        "clear.png",
+        "turned.webp",
+        "late.png",
+        "framed.png",
+        "film.png",
+    )
     good = [*EXAMPLES, *(tmp_path / name for name in names)]
     bad = ("broken.jpg", "empty.jpg", "camera.tif", "moves.webp", "hdr.png", "moves.gif")
     add(page, *good, *(tmp_path / name for name in bad))
@@ -201,7 +213,7 @@ def test_the_page_makes_what_predict_makes(page, weights, tmp_path):
     archive = zipfile.ZipFile(io.BytesIO(downloaded(page, "corrected.zip")))
     assert archive.testzip() is None
     assert archive.namelist() == [path.with_suffix(".png").name for path in good]
-    assert "15 photos saved, 6 could not be" in page.find_element("id", "status").text
+    assert "17 photos saved, 6 could not be" in page.find_element("id", "status").text
     predictor = Predictor.from_weights(weights, "cpu")
     for path in good:
         with Image.open(path) as photo, Image.open(archive.open(path.with_suffix(".png").name)) as actual:

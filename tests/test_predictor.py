@@ -1,18 +1,20 @@
+import pickle
 import struct
 import threading
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import picture
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFilter
 
 from models import build_generator
 from utils.colour import from_linear, to_linear
 from utils.device import Arithmetic
 from utils.photos.colour_codes import PRIMARIES, _profile, with_srgb_curves
-from utils.photos.predictor import Predictor, reduced
+from utils.photos.predictor import Predictor, reduced, without_frame
 from utils.weights import WeightsError, save_weights
 
 ARCHITECTURE = {"layer_count_of_every_unet": [1, 1], "first_layer_out_channels_of_every_unet": [4, 4]}
@@ -167,6 +169,68 @@ def test_the_network_sees_srgb_and_its_change_comes_back_in_the_photos_own_colou
     expected = 255 * more(4)(np.array([200, 60, 50]) / 255)
     assert np.abs(result - expected).max() <= 3
     assert np.array_equal(np.array(predictor().predict(image)), np.array(image))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("colour", [0, 255])
+@pytest.mark.parametrize("frame", [(60, 60, 60, 60), (50, 30, 0, 0), (0, 0, 70, 70)])
+def test_a_frame_does_not_steer(depth, colour, frame):
+    top, bottom, left, right = frame
+    photo = np.array(picture(300, 200).filter(ImageFilter.BoxBlur(9))) // 2 + 60
+    framed = np.pad(photo, ((top, bottom), (left, right), (0, 0)), constant_values=colour)
+
+    def brighter(x):  # by as much as the whole is dark or bright
+        return x + 3 * x * (1 - x) * (0.7 - x.mean((1, 2, 3), keepdim=True))
+
+    if depth == 16:
+        photo, framed = photo.astype(np.uint16) * 257, framed.astype(np.uint16) * 257
+    alone, result = (predictor(brighter).predict(array) // (257 if depth == 16 else 1) for array in (photo, framed))
+    inside = result[top : top + 200, left : left + 300]
+    assert (
+        np.abs(inside.astype(int) - alone).mean() < 4
+        and (alone.mean() - photo.mean() / (257 if depth == 16 else 1)) > 10
+    )
+    rest = np.ones(framed.shape[:2], bool)
+    rest[top : top + 200, left : left + 300] = False
+    assert (result[rest] == colour).all()
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_background_is_no_frame(colour):
+    rows, columns = np.mgrid[:90, :120]
+    subject = ((rows - 45) ** 2 + (columns - 60) ** 2 < 35**2)[..., None]
+    image = Image.fromarray(np.where(subject, 120, colour).astype(np.uint8).repeat(3, 2))
+    for mixed in (False, True):
+        assert without_frame(image, mixed=mixed) is image
+        whole = Image.new("RGB", (90, 60), (colour,) * 3)
+        assert without_frame(whole, mixed=mixed) is whole
+        one_sided = Image.fromarray(
+            np.pad(np.asarray(picture(60, 40)), ((9, 0), (0, 0), (0, 0)), constant_values=colour)
+        )
+        assert without_frame(one_sided, mixed=mixed) is one_sided
+
+
+def test_photos_without_colours_stay_so():
+    def tinted(x):
+        return more(1.7)(x) + torch.tensor([0.05, 0, -0.05])[:, None, None] * x * (1 - x)
+
+    grey = picture(90, 60).convert("L")
+    result = np.asarray(predictor(tinted).predict(grey.convert("RGB")))
+    assert (np.ptp(result, axis=2) == 0).all() and result.mean() > np.asarray(grey).mean() + 5
+    assert np.abs(result[..., 0].astype(int) - np.asarray(predictor(tinted).predict(grey))).max() <= 1
+    assert np.ptp(np.asarray(predictor(tinted).predict(picture(90, 60))), axis=2).max() > 0
+
+
+def test_predictors_are_copied_and_pickled(tmp_path):
+    path = tmp_path / "w.safetensors"
+    network = build_generator(SimpleNamespace(**ARCHITECTURE))
+    save_weights(path, network.state_dict(), architecture=ARCHITECTURE, working_size=48, training={})
+    state = torch.get_rng_state()
+    first = Predictor.from_weights(path, "cpu")
+    assert torch.equal(state, torch.get_rng_state())
+    photo = np.asarray(picture(90, 60))
+    for other in (deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert np.array_equal(other.predict(photo), first.predict(photo))
 
 
 def test_linear_curves_are_told_in_all_their_forms():

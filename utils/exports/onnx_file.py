@@ -69,8 +69,6 @@ class CurvesOfColours(nn.Module):
         """
         seen = _in_primaries(small, to_srgb)
         corrected = self.corrector.corrected(seen)
-        spread = (small.amax(1, keepdim=True) - small.amin(1, keepdim=True)).amax((1, 2, 3), keepdim=True)
-        corrected = torch.where(spread > 0, corrected, corrected.mean(1, keepdim=True))
         from_srgb = _inverse(to_srgb)
         change = _in_primaries(corrected, from_srgb) - _in_primaries(seen, from_srgb)
         return curves.fit(small, small + change)

@@ -29,6 +29,8 @@ from .reading import Alpha, Pixels, from_srgb, leads_back, to_8_bits, to_srgb, w
 
 LARGEST_EXPOSURE = 3.0
 """Most stops, either way, by which a correction can be made brighter."""
+FRAME = 6
+"""How far the pixels of a frame are at most from black, or from white, in steps of 255."""
 LARGEST_BATCH = 16
 """Small photos of equal size that are run at once; the network takes each with its mirror image."""
 
@@ -63,14 +65,21 @@ class Predictor:
         careful: bool = False,
     ) -> None:
         self.arithmetic = arithmetic or Arithmetic()
+        self.__setstate__({})
         self.corrector = Corrector(network, size, least_size, careful=careful).eval()
-        self._waiting: list[_Request] = []
-        self._list, self._network = threading.Lock(), threading.Lock()
         try:
             self.arithmetic.place(self.corrector)
         except Exception as error:
             if not self._falls_back(error):
                 raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_waiting", "_list", "_network")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._waiting: list[_Request] = []
+        self._list, self._network = threading.Lock(), threading.Lock()
 
     @classmethod
     def from_weights(
@@ -92,7 +101,8 @@ class Predictor:
         arithmetic = Arithmetic(device=device)
         weights = load_weights(path)
         try:
-            network = build_generator(weights.architecture)
+            with torch.random.fork_rng(devices=[]):  # the untrained weights are drawn and thrown away
+                network = build_generator(weights.architecture)
             network.load_state_dict(weights.state, assign=True)  # no second copy
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -219,7 +229,7 @@ class Predictor:
     def fit(self, pixels: Pixels, profile: bytes | None = None) -> Tensor:
         """Return a photo's correction as curves `(3, C, h, w)` in its own colours, as `models.curves.fit` has them."""
         height, width = reversed(pixels.size) if isinstance(pixels, Image.Image) else pixels.shape[:2]
-        small = reduced(pixels, self.corrector.longest_side(height, width))
+        small = reduced(pixels, self.corrector.longest_side(height, width), fills_frame=True)
         photo = to_srgb(small, profile)
         shown = _to_tensor(photo)
         corrected = self._run(shown)
@@ -318,21 +328,64 @@ def seen(pixels: Pixels, alpha: Alpha | None) -> Pixels:
     return Image.fromarray(filled) if isinstance(pixels, Image.Image) else filled
 
 
-def reduced(pixels: Pixels, size: int) -> Image.Image:
-    """Return a copy, mode "L" or "RGB", 8 bits, whose longest side is at most `size` pixels."""
+def reduced(pixels: Pixels, size: int, *, fills_frame: bool = False) -> Image.Image:
+    """Return a copy, mode "L" or "RGB", 8 bits, whose longest side is at most `size` pixels; or `without_frame`."""
     if isinstance(pixels, Image.Image):
         step = max(pixels.size) // (2 * size)
         image = pixels.reduce(step) if step > 1 else pixels
     else:
         step = max(pixels.shape[:2]) // (2 * size)
         if pixels.dtype == np.uint8 and step < 8:  # a small photo: quicker
-            return reduced(to_8_bits(pixels), size)
+            return reduced(to_8_bits(pixels), size, fills_frame=fills_frame)
         image = to_8_bits(_block_means(pixels, step) if step > 1 else pixels)
+    image = without_frame(image, mixed=step > 1) if fills_frame else image
     if max(image.size) <= size:
         return image.copy()
     image = image.copy() if image is pixels else image
     image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
     return image
+
+
+def without_frame(image: Image.Image, *, mixed: bool) -> Image.Image:
+    """Return a small copy as what is inside its black or white frame decides: the frame gets the inside's mean colour.
+
+    A frame is on opposite sides at least, as of films, scans and prints. What is inside begins along at least half of
+    each side: a dark or white background, which shows the photo's subject, is no frame.
+
+    Args:
+        image: of mode "L" or "RGB"; it is not changed.
+        mixed: whether pixels are means, of which one on each side may be of frame and photo.
+    """
+    pixels = np.asarray(image)
+    values = pixels if pixels.ndim == 3 else pixels[..., None]
+    top, left, (bottom, right) = 0, 0, values.shape[:2]
+    black, white = values.max(2) <= FRAME, values.min(2) >= 255 - FRAME
+    for is_frame in (black, white, black, white):  # one inside the other, too
+        for is_upright in (True, False):
+            found = is_frame[top:bottom, left:right]
+            first, last = _bars(found if is_upright else found.T, mixed)
+            if is_upright:
+                top, bottom = top + first, bottom - last
+            else:
+                left, right = left + first, right - last
+    if (top, left, bottom, right) == (0, 0, *values.shape[:2]):
+        return image
+    inside = values[top:bottom, left:right]
+    filled = np.broadcast_to(inside.mean(axis=(0, 1)).round().astype(np.uint8), values.shape).copy()
+    filled[top:bottom, left:right] = inside
+    return Image.fromarray(filled.reshape(pixels.shape))
+
+
+def _bars(is_frame: npt.NDArray[np.bool_], mixed: bool) -> tuple[int, int]:
+    """Return how many rows at the top and at the bottom are of a frame, both 0 where there is none."""
+    shares = is_frame.mean(axis=1)
+    inner = np.flatnonzero(shares < 1)
+    if not len(inner) or inner[0] == 0 or inner[-1] == len(shares) - 1:
+        return 0, 0
+    first, last = inner[0] + mixed, inner[-1] - mixed
+    if last <= first or max(shares[first], shares[last]) > 0.5:
+        return 0, 0
+    return int(first), int(len(shares) - 1 - last)
 
 
 def _block_means(pixels: npt.NDArray[Any], step: int) -> npt.NDArray[Any]:
