@@ -11,6 +11,7 @@ const joined = parts => {
 const view = bytes => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 const through = async (bytes, stream) => new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
 
+const INCH = 1, CENTIMETRE = 2, METRE = 3;  // of resolutions; the first two as JFIF has them
 const EXIF = "Exif\0\0", XMP = "http://ns.adobe.com/xap/1.0/\0", ICC = "ICC_PROFILE\0", PNG_XMP = "XML:com.adobe.xmp";
 
 // Name of a file's format by its first bytes; null for what is no picture that browsers know.
@@ -31,10 +32,10 @@ export const formatOf = bytes => {
 const SEVERAL = "holds several pictures: save the one to correct on its own";
 const hdrProblem = transfer => ({16: "HDR colours (PQ): save it as sRGB or Display P3", 18: "HDR colours (HLG): save it as sRGB or Display P3"}[transfer] ?? "");
 
-// Everything to keep: {format, exif, exifPlace, xmp, icc, density, dotsOfPng, extra, chunks, isGrey, isDeep, isWide}, and the problem of a file
-// that cannot be corrected. Damaged parts are left out.
+// Everything to keep: {format, exif, exifPlace, xmp, icc, resolution, extra, chunks, isGrey, isDeep, isWide}, and the problem of a
+// file that cannot be corrected. Resolution is {unit, across, down}, without a unit only a ratio. Damaged parts are left out.
 export const readMetadata = async bytes => {
-  const found = {format: formatOf(bytes), problem: "", exif: null, exifPlace: 0, dotsOfPng: null, xmp: null, icc: null, density: null, extra: [], chunks: [],
+  const found = {format: formatOf(bytes), problem: "", exif: null, exifPlace: 0, xmp: null, icc: null, resolution: null, extra: [], chunks: [],
     isGrey: false, isDeep: false, isWide: false};
   try {
     await ({JPEG: readJpeg, PNG: readPng, WebP: readWebp, GIF: readGif, AVIF: readBoxes, HEIC: readBoxes}[found.format] ?? (() => {}))(bytes, found);
@@ -62,7 +63,9 @@ const readJpeg = (bytes, found) => {
   for (const [marker, start, end] of jpegSegments(bytes)) {
     const content = bytes.subarray(start, end);
     const is = name => text(content, 0, name.length) === name;
-    if (marker === 0xe0 && is("JFIF\0")) found.density = content.slice(7, 12);
+    if (marker === 0xe0 && is("JFIF\0") && content.length >= 12) {
+      found.resolution = {unit: content[7], across: view(content).getUint16(8), down: view(content).getUint16(10)};
+    }
     else if (marker === 0xe1 && is(EXIF)) found.exif ??= content.slice(EXIF.length);
     else if (marker === 0xe1 && is(XMP)) found.xmp ??= content.slice(XMP.length);
     else if (marker === 0xe2 && is(ICC)) icc[content[12]] = content.slice(14);
@@ -99,11 +102,7 @@ const readPng = async (bytes, found) => {
       found.isWide = [9, 12].includes(content[0]);
       found.problem ||= hdrProblem(content[1]);
     } else if (name === "pHYs") {
-      const dots = new Uint8Array(5);
-      dots[0] = content[8];  // an inch for JPEG, a metre here
-      for (const place of [0, 4]) view(dots).setUint16(1 + place / 2, Math.round(view(content).getUint32(place) * (dots[0] ? 0.0254 : 1)));
-      found.density = dots;
-      found.dotsOfPng = content.slice(0, 9);
+      found.resolution = {unit: content[8] && METRE, across: view(content).getUint32(0), down: view(content).getUint32(4)};
     }
     else if (name === "iTXt" && text(content, 0, PNG_XMP.length) === PNG_XMP) {
       let start = PNG_XMP.length + 3;  // its end, and whether and how it is compressed
@@ -325,7 +324,14 @@ const LARGEST = 65533;
 
 const jpegWith = (encoded, found, exif, xmp, icc) => {
   const parts = [encoded.subarray(0, 2)];
-  if (found.density) parts.push(segment(0xe0, joined([bytesOf("JFIF\0\x01\x01"), found.density, new Uint8Array(2)])));
+  if (found.resolution) {
+    const jfif = joined([bytesOf("JFIF\0\x01\x01"), new Uint8Array(7)]), {unit, across, down} = found.resolution;
+    const scale = unit === METRE ? 0.0254 : 1;  // which JPEG does not have
+    jfif[7] = unit === METRE ? INCH : unit;
+    view(jfif).setUint16(8, Math.round(across * scale));
+    view(jfif).setUint16(10, Math.round(down * scale));
+    parts.push(segment(0xe0, jfif));
+  }
   if (exif && exif.length + EXIF.length <= LARGEST) parts.push(segment(0xe1, joined([bytesOf(EXIF), exif])));
   if (xmp && xmp.length + XMP.length <= LARGEST) parts.push(segment(0xe1, joined([bytesOf(XMP), xmp])));
   if (icc) {
@@ -338,7 +344,7 @@ const jpegWith = (encoded, found, exif, xmp, icc) => {
   parts.push(...found.extra);
   for (const [marker, start, end] of jpegSegments(encoded)) {
     if (marker === 0xda) { parts.push(encoded.subarray(start - 4)); break; }
-    const isOld = marker === 0xe1 || (marker === 0xe2 && icc) || (marker === 0xe0 && found.density);
+    const isOld = marker === 0xe1 || (marker === 0xe2 && icc) || (marker === 0xe0 && found.resolution);
     if (!isOld) parts.push(encoded.subarray(start - 4, end));
   }
   return parts;
@@ -371,12 +377,11 @@ const pngWith = async (encoded, found, exif, xmp, icc) => {
     if (icc?.length) parts.push(chunk("iCCP", joined([bytesOf("ICC profile\0\0"), await through(icc, new CompressionStream("deflate"))])));
     if (exif) parts.push(chunk("eXIf", exif));
     if (xmp) parts.push(chunk("iTXt", joined([bytesOf(PNG_XMP + "\0\0\0\0\0"), xmp])));
-    if (found.dotsOfPng) parts.push(chunk("pHYs", found.dotsOfPng));
-    else if (found.density && found.density[0]) {
-      const perMetre = found.density[0] === 1 ? 1 / 0.0254 : 100, given = view(found.density), size = new Uint8Array(9);
-      view(size).setUint32(0, Math.round(given.getUint16(1) * perMetre));
-      view(size).setUint32(4, Math.round(given.getUint16(3) * perMetre));
-      size[8] = 1;
+    if (found.resolution && (found.resolution.unit || found.format === "PNG")) {
+      const {unit, across, down} = found.resolution, perMetre = {[INCH]: 1 / 0.0254, [CENTIMETRE]: 100}[unit] ?? 1, size = new Uint8Array(9);
+      view(size).setUint32(0, Math.round(across * perMetre));
+      view(size).setUint32(4, Math.round(down * perMetre));
+      size[8] = unit ? 1 : 0;
       parts.push(chunk("pHYs", size));
     }
     parts.push(...found.chunks);
@@ -388,11 +393,9 @@ const pngWith = async (encoded, found, exif, xmp, icc) => {
 // for none; null keeps what the browser says of its colours.
 export const withMetadata = async (encoded, format, found, width, height, icc) => {
   const exif = found.exif && uprightExif(found.exif, width, height), xmp = found.xmp && uprightXmp(found.xmp);
-  if (found.density && orientationOf(found.exif) > 4) {  // turned, unlike its resolution
-    const [unit, ...dots] = found.density;
-    found = {...found, density: new Uint8Array([unit, ...dots.slice(2), ...dots.slice(0, 2)])};
-    const of = found.dotsOfPng;
-    if (of) found.dotsOfPng = new Uint8Array([...of.slice(4, 8), ...of.slice(0, 4), of[8]]);
+  if (found.resolution && orientationOf(found.exif) > 4) {  // turned, unlike its resolution
+    const {unit, across, down} = found.resolution;
+    found = {...found, resolution: {unit, across: down, down: across}};
   }
   return joined(await (format === "JPEG" ? jpegWith : pngWith)(encoded, found, exif, xmp, icc));
 };

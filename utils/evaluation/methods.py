@@ -104,23 +104,10 @@ def predictions(folder: Path, pairs: Sequence[PhotoPair], root: Path, longest: i
             parts = path.relative_to(folder).with_suffix("").parts
             for length in range(1, len(parts) + 1):
                 found.setdefault("/".join(parts[-length:]), []).append(path)
-
-    def named(names: dict[Path, Path]) -> dict[Path, Path]:
-        """Return the picture of each input that has one, by the path that names it."""
-        tails = {path: name.relative_to(root).with_suffix("").parts for path, name in names.items()}
-        uses = Counter("/".join(parts[-length:]) for parts in tails.values() for length in range(1, len(parts) + 1))
-        keys = {
-            path: ["/".join(parts[-length:]) for length in range(len(parts), 0, -1)] for path, parts in tails.items()
-        }
-        hits = {
-            path: [key for key in own if uses[key] == 1 and len(found.get(key, ())) == 1] for path, own in keys.items()
-        }
-        return {path: found[own[0]][0] for path, own in hits.items() if own}
-
     inputs = sorted({pair.input for pair in pairs})
-    chosen = named({path: path for path in inputs})
+    chosen = _matches({path: path for path in inputs}, root, found)
     if len(chosen) < len(inputs) == len(pairs) == len({pair.target for pair in pairs}):  # one target each
-        chosen = max(chosen, named({pair.input: pair.target for pair in pairs}), key=len)
+        chosen = max(chosen, _matches({pair.input: pair.target for pair in pairs}, root, found), key=len)
     missing = [path for path in inputs if path not in chosen]
     if missing:
         raise EvaluationError(
@@ -135,6 +122,20 @@ def predictions(folder: Path, pairs: Sequence[PhotoPair], root: Path, longest: i
         return result
 
     return Contestant(folder.resolve().name, state_of(chosen.values()), look_up)
+
+
+def _matches(names: dict[Path, Path], root: Path, found: dict[str, list[Path]]) -> dict[Path, Path]:
+    """Return the one picture of each input whose path ends as the path below `root` that names the input, if any."""
+    tails = {path: name.relative_to(root).with_suffix("").parts for path, name in names.items()}
+    uses = Counter("/".join(parts[-length:]) for parts in tails.values() for length in range(1, len(parts) + 1))
+    chosen: dict[Path, Path] = {}
+    for path, parts in tails.items():
+        for length in range(len(parts), 0, -1):
+            key = "/".join(parts[-length:])
+            if uses[key] == 1 and len(found.get(key, ())) == 1:
+                chosen[path] = found[key][0]
+                break
+    return chosen
 
 
 def read(path: Path, longest: int | None) -> Pixels:

@@ -4,7 +4,9 @@ The numbers of cICP and nclx are those of ITU-T H.273; PNG's chunks and which of
 specification, third edition, 11.3.2.
 """
 
+import os
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,17 +94,22 @@ def with_srgb_curves(profile: bytes) -> bytes | None:
     return bytes(result)
 
 
-def _cicp(path: Path) -> tuple[int, ...] | None:
+def png_chunks(path: Path, *wanted: bytes, until: bytes = b"IEND") -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and contents of a PNG's chunks of the kinds wanted, in their order, up to the first of another kind."""
     with open(path, "rb") as file:
         file.seek(8)
         while len(header := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", header)
-            if kind == b"cICP" and length == 4:
-                return tuple(file.read(4))
-            if kind in (b"IDAT", b"IEND"):
-                break
-            file.seek(length + 4, 1)
-    return None
+            if kind == until:
+                return
+            if kind in wanted:
+                yield kind, file.read(length)
+            file.seek(4 if kind in wanted else length + 4, os.SEEK_CUR)
+
+
+def _cicp(path: Path) -> tuple[int, ...] | None:
+    found = png_chunks(path, b"cICP", until=b"IDAT")
+    return next((tuple(codes) for _, codes in found if len(codes) == 4), None)
 
 
 def _nclx(path: Path) -> tuple[int, int] | None:

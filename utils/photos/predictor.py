@@ -65,7 +65,7 @@ class Predictor:
         careful: bool = False,
     ) -> None:
         self.arithmetic = arithmetic or Arithmetic()
-        self.__setstate__({})
+        self._make_locks()
         self.corrector = Corrector(network, size, least_size, careful=careful).eval()
         try:
             self.arithmetic.place(self.corrector)
@@ -78,6 +78,9 @@ class Predictor:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._make_locks()
+
+    def _make_locks(self) -> None:
         self._waiting: list[_Request] = []
         self._list, self._network = threading.Lock(), threading.Lock()
 

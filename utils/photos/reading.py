@@ -31,7 +31,7 @@ from PIL import (
     UnidentifiedImageError,
 )
 
-from .colour_codes import ColourCodeError, profile_of
+from .colour_codes import ColourCodeError, png_chunks, profile_of
 
 FORMATS = {
     "JPEG": ".jpg .jpeg .jpe .jfif",
@@ -65,6 +65,19 @@ TIFF_TEXTS = (270, 271, 272, 305, 306, 315, 316, 33432)
 """TIFF's tags of text: description, make, model, software, date, artist, computer, copyright."""
 TIFF_BLOCKS = (33723, 34377)
 """TIFF's tags of IPTC and of Photoshop's resources."""
+
+_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+_EXIF_OR_XMP = (b"XML:com.adobe.xmp\0", *(b"Raw profile type %s\0" % name for name in (b"exif", b"APP1", b"xmp")))
+"""How texts of PNGs begin that are kept in other ways."""
+_NOT_IN_XMP = (
+    rb"""\stiff:Orientation=["']\d["']""",
+    rb"<tiff:Orientation>\d</tiff:Orientation>",
+    # of gain maps and films, which are not kept
+    rb"<(G?Container):Directory>(?:(?!<\1:Directory>).)*?</\1:Directory>",
+    rb"<(hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)>[^<]*</\1>",
+    rb"""\s(?:hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)=(["'])[^<]*?\1""",
+)
+"""What is left out of XMP."""
 
 Image.init()  # Pillow finds its decoders at first use, which goes wrong where several threads are the first
 _SRGB = ImageCms.createProfile("sRGB")
@@ -498,7 +511,8 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
         kept = [(name, data) for name, data in image.applist if name == "APP13" or data.startswith(_MORE_XMP)]
         options["extra"] = b"".join(_jpeg_segment(*segment) for segment in kept)
     elif image.format == "PNG":
-        options["texts"] = _png_texts(path)
+        texts = png_chunks(path, b"tEXt", b"zTXt", b"iTXt")
+        options["texts"] = [(kind, data) for kind, data in texts if not data.startswith(_EXIF_OR_XMP)]
         if "gamma" in image.info:
             options["gamma"] = float(image.info["gamma"])
     elif image.format == "WEBP" and _is_lossless_webp(path):
@@ -510,28 +524,6 @@ def _compression(image: ImageFile.ImageFile, path: Path) -> dict[str, Any]:
         data = cast(TiffImagePlugin.TiffImageFile, image).tag_v2._tagdata  # IPTC is often declared as numbers
         options["blocks"] = {tag: data[tag] for tag in TIFF_BLOCKS if data.get(tag)}
     return options
-
-
-_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
-
-
-_EXIF_OR_XMP = (b"XML:com.adobe.xmp\0", *(b"Raw profile type %s\0" % name for name in (b"exif", b"APP1", b"xmp")))
-
-
-def _png_texts(path: Path) -> list[tuple[bytes, bytes]]:
-    """Return the chunks of text of a PNG, but for those that hold EXIF or XMP."""
-    texts = []
-    with open(path, "rb") as file:
-        file.seek(8)
-        while len(header := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
-            if kind in (b"tEXt", b"zTXt", b"iTXt"):
-                data = file.read(length)
-                if not data.startswith(_EXIF_OR_XMP):
-                    texts.append((kind, data))
-                length = 0
-            file.seek(length + 4, os.SEEK_CUR)
-    return texts
 
 
 def _jpeg_segment(name: str, data: bytes) -> bytes:
@@ -585,25 +577,13 @@ def _metadata(image: Image.Image, size: tuple[int, int], block: bytes | None = N
         exif_bytes = exif_bytes or _written_anew(image, size)
     with suppress(Exception):
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-        if not xmp and (
-            lines := image.info.get("Raw profile type xmp", "").split("\n")[3:]
-        ):  # as ImageMagick writes it
-            xmp = bytes.fromhex("".join(lines))
+        lines = image.info.get("Raw profile type xmp", "").split("\n")[3:]  # in hexadecimal, as ImageMagick writes it
+        xmp = xmp or bytes.fromhex("".join(lines))
         xmp = xmp.encode() if isinstance(xmp, str) else bytes(xmp)
         for pattern in _NOT_IN_XMP:
             xmp = re.sub(pattern, b"", xmp, flags=re.DOTALL)
         xmp_bytes = xmp.rstrip(b"\0")
     return exif_bytes, xmp_bytes
-
-
-_NOT_IN_XMP = (
-    rb"""\stiff:Orientation=["']\d["']""",
-    rb"<tiff:Orientation>\d</tiff:Orientation>",
-    # what says that a gain map or a film follows, which do not
-    rb"<(G?Container):Directory>(?:(?!<\1:Directory>).)*?</\1:Directory>",
-    rb"<(hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)>[^<]*</\1>",
-    rb"""\s(?:hdrgm:Version|G?Camera:(?:MicroVideo|MotionPhoto)\w*)=(["'])[^<]*?\1""",
-)
 
 
 def _written_anew(image: Image.Image, size: tuple[int, int]) -> bytes:
