@@ -95,7 +95,7 @@ def with_srgb_curves(profile: bytes) -> bytes | None:
 
 
 def png_chunks(path: Path, *wanted: bytes, until: bytes = b"IEND") -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and contents of a PNG's chunks of the kinds wanted, in their order, up to the first of another kind."""
+    """Yield kind and contents of the chunks of a PNG that are of the kinds wanted, up to the first of another kind."""
     with open(path, "rb") as file:
         file.seek(8)
         while len(header := file.read(8)) == 8:
