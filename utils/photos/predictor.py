@@ -301,12 +301,14 @@ _LIGHT = torch.linspace(0, 1, 65536, dtype=torch.float64)
 _TO_CODES, _TO_LIGHT = (
     (65535 * change(_LIGHT)).round().numpy().astype(np.uint16) for change in (from_linear, to_linear)
 )
+"""16-bit codes under sRGB's curve by those of linear light, and the other way round."""
 
 
 def encoded(pixels: Pixels, profile: bytes | None) -> tuple[Pixels, bytes | None]:
-    """Return a photo of 16 bits in linear light with sRGB's curve, as curves expect it, and its profile likewise.
+    """Return a photo `(H, W, C)` of 16 bits in linear light with sRGB's curve, and its profile likewise.
 
-    Linear light has no room for shadows. All other photos are returned as they are.
+    Linear light has no room for shadows, which the network and the curves need. All other photos are returned as they
+    are, the same object.
     """
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16 and profile:
         with suppress(struct.error):  # broken
